@@ -1,1 +1,10 @@
-//! 
+//! What the steps of a migration do, written once against ports and run in every region.
+//!
+//! [`steps::run`] is what a Lambda function and the local interpreter call; [`operations`] is what the API calls;
+//! [`link`] answers agents and replicators. None of them knows AWS or SQLite: see [`ports`].
+
+pub mod error;
+pub mod ports;
+
+pub use error::{PortError, PortErrorKind};
+pub use ports::Ports;

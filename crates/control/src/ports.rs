@@ -1,0 +1,369 @@
+//! The ports: everything the steps need from a region. Each has one contract suite that every implementation passes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rehost_model::conversion::{ConversionReport, ConversionRequest};
+use rehost_model::event::Event;
+use rehost_model::launch::{Probe, ProbeOutcome};
+use rehost_model::link::BootFirmware;
+use rehost_model::settings::ReplicationSettings;
+use rehost_model::{ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, Timestamp, VolumeId};
+use serde_json::Value;
+
+use crate::PortError;
+
+/// The result of a call of a port.
+pub type PortResult<T> = Result<T, PortError>;
+
+/// Everything a step may use.
+#[derive(Clone)]
+pub struct Ports {
+    pub store: Arc<dyn Store>,
+    pub compute: Arc<dyn Compute>,
+    pub objects: Arc<dyn Objects>,
+    pub events: Arc<dyn Events>,
+    pub workflows: Arc<dyn Workflows>,
+    pub keys: Arc<dyn Keys>,
+    pub clock: Arc<dyn Clock>,
+    /// The region's name and account, as they stand in ARNs.
+    pub region: String,
+    pub account: String,
+}
+
+/// The kinds of items in the store; an item is one aggregate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    SourceServer,
+    Job,
+    SnapshotSet,
+    ReplicationServer,
+    ReplicationTemplate,
+    Ledger,
+    Lock,
+}
+
+impl Kind {
+    /// The kind's name in keys; never changes once data exists.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceServer => "SERVER",
+            Self::Job => "JOB",
+            Self::SnapshotSet => "SNAPSHOTSET",
+            Self::ReplicationServer => "REPLICATOR",
+            Self::ReplicationTemplate => "TEMPLATE",
+            Self::Ledger => "LEDGER",
+            Self::Lock => "LOCK",
+        }
+    }
+}
+
+/// The key of an item. `id` may have a parent in front, as in `s-…/token`; [`Store::list`] can ask for one parent's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ItemKey {
+    pub kind: Kind,
+    pub id: String,
+}
+
+impl ItemKey {
+    /// The key of the item `id` of `kind`.
+    pub fn new(kind: Kind, id: impl fmt::Display) -> Self {
+        Self { kind, id: id.to_string() }
+    }
+}
+
+impl fmt::Display for ItemKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.kind.as_str(), self.id)
+    }
+}
+
+/// The version of an item: 1 when it is created, one more with every write.
+pub type Version = u64;
+
+/// An item as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    pub key: ItemKey,
+    pub version: Version,
+    pub body: Value,
+}
+
+/// State: items with versions, written under conditions.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The item, or `None`. Reads are strongly consistent.
+    async fn get(&self, key: &ItemKey) -> PortResult<Option<Item>>;
+
+    /// Writes the item if its present version is `expected` (`None`: if it does not exist); gives the new version.
+    /// `Conflict` otherwise, and nothing is written.
+    async fn put(&self, key: &ItemKey, body: Value, expected: Option<Version>) -> PortResult<Version>;
+
+    /// Deletes the item if its version is `expected`. `Conflict` otherwise; deleting what does not exist is a success.
+    async fn delete(&self, key: &ItemKey, expected: Version) -> PortResult<()>;
+
+    /// All items of a kind whose id starts with `prefix` (all of them for an empty one), ordered by id.
+    async fn list(&self, kind: Kind, prefix: &str) -> PortResult<Vec<Item>>;
+}
+
+/// Makes a call idempotent: the same token twice means the same resource. Derived from (execution, step, resource), at most
+/// 64 characters of `A-Z a-z 0-9 -`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClientToken(String);
+
+impl ClientToken {
+    /// The token of these parts, in this order. They are joined by `-` when that is short enough, else hashed.
+    #[must_use]
+    pub fn derive(parts: &[&str]) -> Self {
+        let joined: String =
+            parts.join("-").chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect();
+        if joined.len() <= 64 { Self(joined) } else { Self(hash_hex(parts)) }
+    }
+
+    /// The token's text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn hash_hex(parts: &[&str]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Tags of a resource.
+pub type Tags = BTreeMap<String, String>;
+
+/// A volume to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeSpec {
+    pub size_bytes: u64,
+    /// A clone of this snapshot, else empty (all zeros).
+    pub from_snapshot: Option<SnapshotId>,
+    pub staging_disk_type: rehost_model::settings::StagingDiskType,
+    pub tags: Tags,
+}
+
+/// A replication server to be launched.
+#[derive(Debug, Clone)]
+pub struct ReplicationServerSpec {
+    pub id: ReplicatorId,
+    pub settings: ReplicationSettings,
+    pub security_group: Option<SecurityGroupId>,
+    /// With it the replicator authenticates for the first time. A secret.
+    pub enrol_token: String,
+    pub tags: Tags,
+}
+
+/// A conversion server to be launched with these volumes, in the order of the server's disks.
+#[derive(Debug, Clone)]
+pub struct ConversionSpec {
+    pub volumes: Vec<VolumeId>,
+    pub request: ConversionRequest,
+    pub tags: Tags,
+}
+
+/// How far a conversion is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConversionProgress {
+    /// The conversion server is at work.
+    Running,
+    /// It left its report.
+    Reported(Box<ConversionReport>),
+    /// It ended (or never began) without a report; the text says what is known, such as the end of its console.
+    Died(String),
+}
+
+/// A copy to be launched.
+#[derive(Debug, Clone)]
+pub struct InstanceSpec {
+    /// In the order of the source's disks; the first is the boot disk.
+    pub volumes: Vec<VolumeId>,
+    pub firmware: BootFirmware,
+    pub cpus: u64,
+    pub ram_bytes: u64,
+    /// Ports of the guest that must be reachable for the probes.
+    pub ports: Vec<u16>,
+    pub start: bool,
+    pub tags: Tags,
+}
+
+/// What an instance is doing; EC2's `InstanceStateName`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InstanceState {
+    Pending,
+    Running,
+    ShuttingDown,
+    Stopped,
+    Terminated,
+}
+
+/// An instance as the region sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub state: InstanceState,
+    /// Where ports of the guest can be reached from here.
+    pub endpoints: BTreeMap<u16, SocketAddr>,
+    /// Why it stopped, where that is known.
+    pub state_reason: Option<String>,
+}
+
+/// A snapshot's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotState {
+    Pending,
+    Completed,
+    Failed,
+}
+
+/// A resource that carries the tag `rehost:server`, as the region lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaggedResource {
+    pub kind: rehost_model::ledger::ResourceKind,
+    pub id: String,
+    pub tags: Tags,
+}
+
+/// Volumes, snapshots and instances. Deleting or terminating what does not exist (any more) is a success.
+#[async_trait]
+pub trait Compute: Send + Sync {
+    /// The security group of the replication servers, made if need be; `None` where the region has none.
+    async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>>;
+
+    /// Launches a replication server.
+    async fn launch_replication_server(
+        &self,
+        spec: &ReplicationServerSpec,
+        token: &ClientToken,
+    ) -> PortResult<InstanceId>;
+
+    /// Makes a volume.
+    async fn create_volume(&self, spec: &VolumeSpec, token: &ClientToken) -> PortResult<VolumeId>;
+
+    /// Deletes a volume; `Conflict` while an instance or a replication server uses it.
+    async fn delete_volume(&self, volume: &VolumeId) -> PortResult<()>;
+
+    /// Attaches a staging volume to a replication server; gives where it is found there (see `Assignment::location`).
+    async fn attach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<String>;
+
+    /// Undoes [`Self::attach_volume`].
+    async fn detach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<()>;
+
+    /// Takes snapshots of all these volumes at one point, in their order. The caller sees to it that nobody writes to them.
+    async fn create_snapshots(
+        &self,
+        volumes: &[VolumeId],
+        tags: &Tags,
+        token: &ClientToken,
+    ) -> PortResult<Vec<SnapshotId>>;
+
+    /// How far a snapshot is.
+    async fn snapshot_state(&self, snapshot: &SnapshotId) -> PortResult<SnapshotState>;
+
+    /// Deletes a snapshot; volumes made from it stay whole.
+    async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()>;
+
+    /// Launches a conversion server.
+    async fn start_conversion(&self, spec: &ConversionSpec, token: &ClientToken) -> PortResult<InstanceId>;
+
+    /// How far it is.
+    async fn conversion_progress(&self, conversion_server: &InstanceId) -> PortResult<ConversionProgress>;
+
+    /// Launches a copy.
+    async fn run_instance(&self, spec: &InstanceSpec, token: &ClientToken) -> PortResult<InstanceId>;
+
+    /// The instance; `None` when it does not exist (any more).
+    async fn instance(&self, id: &InstanceId) -> PortResult<Option<Instance>>;
+
+    /// The end (at most 64 KiB) of what the instance wrote to its serial console.
+    async fn console_output(&self, id: &InstanceId) -> PortResult<String>;
+
+    /// One attempt of a probe, bounded to a few seconds.
+    async fn probe(&self, id: &InstanceId, probe: &Probe) -> PortResult<ProbeOutcome>;
+
+    /// Terminates an instance of any kind; its volumes stay.
+    async fn terminate_instance(&self, id: &InstanceId) -> PortResult<()>;
+
+    /// Every resource with the tag `rehost:server`, of one server if named.
+    async fn tagged_resources(&self, server: Option<&rehost_model::ServerId>) -> PortResult<Vec<TaggedResource>>;
+}
+
+/// Objects by key: reports, manifests, software.
+#[async_trait]
+pub trait Objects: Send + Sync {
+    /// Writes an object whole.
+    async fn put(&self, key: &str, bytes: Vec<u8>) -> PortResult<()>;
+    /// Reads an object; `None` when there is none.
+    async fn get(&self, key: &str) -> PortResult<Option<Vec<u8>>>;
+    /// Deletes an object; a success when there is none.
+    async fn delete(&self, key: &str) -> PortResult<()>;
+}
+
+/// Events, in order for each server.
+#[async_trait]
+pub trait Events: Send + Sync {
+    /// Publishes an event.
+    async fn publish(&self, event: &Event) -> PortResult<()>;
+}
+
+/// What became of an execution.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ExecutionStatus {
+    Running,
+    Succeeded(Value),
+    Failed { error: String, cause: String },
+    Aborted,
+}
+
+/// State machines.
+#[async_trait]
+pub trait Workflows: Send + Sync {
+    /// Starts an execution of `machine` (`migrate`, `snapshot`, `launch`, `terminate`, `finalize`) named `execution`; a
+    /// success without effect when an execution of that name exists.
+    async fn start(&self, machine: &str, execution: &ExecutionId, input: Value) -> PortResult<()>;
+    /// Stops an execution; a success when it is over.
+    async fn stop(&self, execution: &ExecutionId, cause: &str) -> PortResult<()>;
+    /// What became of it; `None` when there is none of that name.
+    async fn status(&self, execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>>;
+}
+
+/// Sealing of secrets (envelope encryption) and the region's certificate authority.
+#[async_trait]
+pub trait Keys: Send + Sync {
+    /// Seals `plain` with AES-256-GCM under a data key of the region; `context` must be given again to open it.
+    async fn seal(&self, plain: &[u8], context: &str) -> PortResult<Vec<u8>>;
+    /// Opens what [`Self::seal`] sealed; `Invalid` when it was changed or the context differs.
+    async fn open(&self, sealed: &[u8], context: &str) -> PortResult<Vec<u8>>;
+}
+
+/// Time.
+pub trait Clock: Send + Sync {
+    /// Now.
+    fn now(&self) -> Timestamp;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_tokens_are_stable_short_and_differ() {
+        let short = ClientToken::derive(&["launch-1", "convert", "vol/0"]);
+        assert_eq!(short.as_str(), "launch-1-convert-vol-0");
+        let long = |tail: &str| ClientToken::derive(&["x".repeat(60).as_str(), "convert", tail]);
+        assert_eq!(long("a"), long("a"));
+        assert_ne!(long("a"), long("b"));
+        assert_eq!(long("a").as_str().len(), 64);
+    }
+}

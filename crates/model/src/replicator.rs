@@ -1,0 +1,90 @@
+//! The replication server: the machine on which a replicator runs, and whom it serves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::settings::MAX_DISKS_PER_REPLICATION_SERVER;
+use crate::{InstanceId, ReplicatorId, ServerId, Timestamp, VolumeId};
+
+/// A replication server: one aggregate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationServer {
+    pub id: ReplicatorId,
+    pub instance: Option<InstanceId>,
+    /// Serves one source server alone.
+    pub dedicated: bool,
+    /// SHA-256 (hex) of the one-time token with which it authenticates first.
+    pub enrol_token_sha256: String,
+    /// Serial number (hex) of its certificate; none until it has enrolled.
+    pub certificate_serial: Option<String>,
+    pub last_seen: Option<Timestamp>,
+    /// Addresses (`host:port`) under which agents reach it.
+    pub addresses: Vec<String>,
+    pub assignments: Vec<Assignment>,
+    /// No new disks: it is about to be replaced or to go.
+    pub draining: bool,
+}
+
+impl ReplicationServer {
+    /// Whether `disks` more disks of `server` fit.
+    #[must_use]
+    pub fn has_room_for(&self, server: &ServerId, disks: usize, dedicated: bool) -> bool {
+        let of_others = self.assignments.iter().any(|a| a.server != *server);
+        let suits = !self.draining && self.dedicated == dedicated && !(dedicated && of_others);
+        suits && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+    }
+}
+
+/// A volume that a replication server serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Assignment {
+    pub server: ServerId,
+    pub volume: VolumeId,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Where the replication server finds the volume: a path, or `nvme-serial:vol…` on EC2.
+    pub location: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replicator(assigned: usize, dedicated: bool) -> (ReplicationServer, ServerId) {
+        let server = ServerId::generate();
+        let assignment = || Assignment {
+            server: server.clone(),
+            volume: VolumeId::generate(),
+            size_bytes: 1,
+            location: String::new(),
+        };
+        let replicator = ReplicationServer {
+            id: ReplicatorId::generate(),
+            instance: None,
+            dedicated,
+            enrol_token_sha256: String::new(),
+            certificate_serial: None,
+            last_seen: None,
+            addresses: vec![],
+            assignments: (0..assigned).map(|_| assignment()).collect(),
+            draining: false,
+        };
+        (replicator, server)
+    }
+
+    #[test]
+    fn fifteen_disks_fit_and_no_more() {
+        let (shared, _) = replicator(13, false);
+        assert!(shared.has_room_for(&ServerId::generate(), 2, false));
+        assert!(!shared.has_room_for(&ServerId::generate(), 3, false));
+    }
+
+    #[test]
+    fn a_dedicated_one_serves_nobody_else() {
+        let (dedicated, server) = replicator(1, true);
+        assert!(dedicated.has_room_for(&server, 1, true));
+        assert!(!dedicated.has_room_for(&ServerId::generate(), 1, true));
+        assert!(!dedicated.has_room_for(&server, 1, false));
+    }
+}

@@ -1,0 +1,221 @@
+//! The source server: MGN's public shape, and beside it what only this service needs to know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::launch::{LaunchConfiguration, LaunchedInstance};
+use crate::lifecycle::{IllegalTransition, LifeCycleCommand, LifeCycleState, transition};
+use crate::link::BootFirmware;
+use crate::replication::DataReplicationInfo;
+use crate::settings::{MigrationPolicy, ReplicationConfiguration};
+use crate::{Epoch, ExecutionId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
+
+/// A source server: one aggregate, written under one version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceServer {
+    #[serde(rename = "sourceServerID")]
+    pub source_server_id: ServerId,
+    pub arn: String,
+    pub is_archived: bool,
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    pub replication_type: ReplicationType,
+    #[serde(rename = "userProvidedID", skip_serializing_if = "Option::is_none", default)]
+    pub user_provided_id: Option<String>,
+    pub life_cycle: LifeCycle,
+    pub data_replication_info: DataReplicationInfo,
+    pub source_properties: SourceProperties,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub launched_instance: Option<LaunchedInstance>,
+    /// Not part of MGN's shape; left out of what the API answers.
+    pub internal: ServerInternals,
+}
+
+impl SourceServer {
+    /// Carries out a lifecycle command; the only way to change [`LifeCycle::state`].
+    ///
+    /// # Errors
+    /// [`IllegalTransition`], and nothing is changed.
+    pub fn apply(&mut self, command: LifeCycleCommand) -> Result<LifeCycleState, IllegalTransition> {
+        self.life_cycle.state = transition(self.life_cycle.state, command)?;
+        Ok(self.life_cycle.state)
+    }
+
+    /// The server as MGN's API shows it.
+    #[must_use]
+    pub fn to_api(&self) -> serde_json::Value {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(object) = value.as_object_mut() {
+            object.remove("internal");
+        }
+        value
+    }
+}
+
+/// MGN's `ReplicationType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ReplicationType {
+    AgentBased,
+    SnapshotShipping,
+}
+
+/// What the service keeps about a server beside MGN's shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerInternals {
+    /// The last sequence number given to an event of this server.
+    pub event_sequence: u64,
+    pub replication: ReplicationConfiguration,
+    pub launch: LaunchConfiguration,
+    pub policy: MigrationPolicy,
+    pub firmware: BootFirmware,
+    /// Staging disks, in the order of the source's disks.
+    pub staging: Vec<StagingDisk>,
+    pub replicator: Option<ReplicatorId>,
+    pub checkpoint: CheckpointProgress,
+    /// The volumes that the agent's present certificate names.
+    pub paired_volumes: Vec<VolumeId>,
+    /// Serial number (hex) of the certificate that the agent may use; older ones are refused.
+    pub certificate_serial: Option<String>,
+    /// The job that is at work on the server: one at a time.
+    pub active_job: Option<JobId>,
+    /// The execution of `migrate` that the latest enrolment started.
+    pub migrate_execution: Option<ExecutionId>,
+    /// Set when the agent is to stop for good; it confirms with its next poll.
+    pub disconnect_requested: bool,
+    pub agent_stopped: bool,
+    pub agent_version: Option<String>,
+    /// When the present initiation step began, to bound it in time.
+    pub step_started: Option<Timestamp>,
+}
+
+/// A disk of the source and the staging volume behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StagingDisk {
+    pub device_name: String,
+    pub size_bytes: u64,
+    pub is_boot_disk: bool,
+    pub volume: Option<VolumeId>,
+    /// Whether the volume is attached to the replication server.
+    pub attached: bool,
+}
+
+/// Where a server stands between asked-for and durable checkpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CheckpointProgress {
+    /// The newest checkpoint that somebody wants.
+    pub requested: Epoch,
+    /// The newest checkpoint that is durable on every volume of the server.
+    pub reached: Epoch,
+    /// When [`Self::reached`] was reported.
+    pub reached_at: Option<Timestamp>,
+    /// The checkpoint at which the replicator holds the volumes still, if it does.
+    pub held: Option<Epoch>,
+    /// The newest checkpoint whose hold is to end.
+    pub released: Epoch,
+    /// The newest hold that the replicator ended by itself, before it was released: a snapshot of it does not count.
+    pub expired: Epoch,
+}
+
+/// MGN's `LifeCycle`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LifeCycle {
+    pub state: LifeCycleState,
+    pub added_to_service_date_time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub first_byte_date_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_seen_by_service_date_time: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_test: Option<LaunchRecord>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_cutover: Option<LaunchRecord>,
+}
+
+/// MGN's `LifeCycleLastTest` and `LifeCycleLastCutover`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LaunchRecord {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initiated: Option<LaunchRecordEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverted: Option<LaunchRecordEntry>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finalized: Option<LaunchRecordEntry>,
+}
+
+/// When something was asked of a launch, and the job of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LaunchRecordEntry {
+    pub api_call_date_time: Timestamp,
+    #[serde(rename = "jobID", skip_serializing_if = "Option::is_none", default)]
+    pub job_id: Option<JobId>,
+}
+
+/// MGN's `SourceProperties`: what the agent found on the source.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SourceProperties {
+    pub identification_hints: IdentificationHints,
+    pub network_interfaces: Vec<NetworkInterface>,
+    pub disks: Vec<Disk>,
+    pub cpus: Vec<Cpu>,
+    pub ram_bytes: u64,
+    pub os: OperatingSystem,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recommended_instance_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_updated_date_time: Option<Timestamp>,
+}
+
+/// MGN's `IdentificationHints`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IdentificationHints {
+    pub hostname: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fqdn: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_ware_uuid: Option<String>,
+    #[serde(rename = "awsInstanceID", skip_serializing_if = "Option::is_none")]
+    pub aws_instance_id: Option<String>,
+}
+
+/// MGN's `NetworkInterface`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NetworkInterface {
+    pub mac_address: String,
+    pub ips: Vec<String>,
+    pub is_primary: bool,
+}
+
+/// MGN's `Disk`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Disk {
+    pub device_name: String,
+    pub bytes: u64,
+}
+
+/// MGN's `CPU`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cpu {
+    pub cores: u64,
+    pub model_name: String,
+}
+
+/// MGN's `OS`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OperatingSystem {
+    pub full_string: String,
+}
