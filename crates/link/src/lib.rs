@@ -1,1 +1,4 @@
-//! 
+//! TLS and HTTP between the agent, the replicator and the control plane.
+
+pub mod pki_verify;
+pub mod transport;

@@ -372,7 +372,7 @@ fn decode_barrier<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, Proto
 fn decode_checkpoint<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, ProtocolError> {
     let seq = Sequence(reader.u64("a checkpoint's number")?);
     let epoch = Epoch(reader.u64("a checkpoint's epoch")?);
-    if epoch == Epoch::NONE {
+    if epoch == Epoch::default() {
         return Err(ProtocolError::Invalid {
             what: "a checkpoint's epoch",
         });

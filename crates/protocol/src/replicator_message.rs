@@ -49,7 +49,7 @@ pub struct DiskState {
     pub disk: DiskIndex,
     /// The initial sync has passed this many bytes.
     pub synced: ByteCount,
-    /// The last checkpoint, or [`Epoch::NONE`].
+    /// The last checkpoint, or 0 for none.
     pub checkpoint: Epoch,
 }
 
