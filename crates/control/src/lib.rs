@@ -3,8 +3,18 @@
 //! [`steps::run`] is what a Lambda function and the local interpreter call; [`operations`] is what the API calls;
 //! [`link`] answers agents and replicators. None of them knows AWS or SQLite: see [`ports`].
 
+pub mod authority;
 pub mod error;
+mod events;
+pub mod jobs;
+pub mod ledger;
+pub mod link;
+pub mod monitor;
+pub mod operations;
 pub mod ports;
+mod repo;
+pub mod rules;
+pub mod steps;
 
 pub use error::{PortError, PortErrorKind};
 pub use ports::Ports;

@@ -46,12 +46,17 @@ impl Job {
 
     /// The entry of a server that takes part.
     pub fn participant_mut(&mut self, server: &ServerId) -> Option<&mut ParticipatingServer> {
-        self.participating_servers.iter_mut().find(|p| p.source_server_id == *server)
+        self.participating_servers
+            .iter_mut()
+            .find(|p| p.source_server_id == *server)
     }
 
     /// Completes the job once no server of it is pending or in progress; `true` when that happened now.
     pub fn complete_if_over(&mut self, now: Timestamp) -> bool {
-        let over = self.participating_servers.iter().all(|p| p.launch_status.is_over());
+        let over = self
+            .participating_servers
+            .iter()
+            .all(|p| p.launch_status.is_over());
         if !over || self.status == JobStatus::Completed {
             return false;
         }
@@ -95,7 +100,11 @@ pub struct ParticipatingServer {
     #[serde(rename = "sourceServerID")]
     pub source_server_id: ServerId,
     pub launch_status: LaunchStatus,
-    #[serde(rename = "launchedEc2InstanceID", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        rename = "launchedEc2InstanceID",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub launched_ec2_instance_id: Option<InstanceId>,
 }
 
@@ -133,8 +142,6 @@ pub struct LaunchWork {
     #[serde(default)]
     pub conversion_server: Option<InstanceId>,
     #[serde(default)]
-    pub conversion_started: Option<Timestamp>,
-    #[serde(default)]
     pub conversion_done: bool,
     #[serde(default)]
     pub instance: Option<InstanceId>,
@@ -143,6 +150,23 @@ pub struct LaunchWork {
     /// The instance of an earlier launch, which this one replaces.
     #[serde(default)]
     pub replaces: Option<InstanceId>,
+}
+
+impl LaunchWork {
+    /// Nothing made yet.
+    #[must_use]
+    pub fn new(state_before: LifeCycleState) -> Self {
+        Self {
+            state_before,
+            snapshots: Vec::new(),
+            volumes: Vec::new(),
+            conversion_server: None,
+            conversion_done: false,
+            instance: None,
+            launched_at: None,
+            replaces: None,
+        }
+    }
 }
 
 /// MGN's `JobLog`.

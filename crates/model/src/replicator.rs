@@ -15,6 +15,8 @@ pub struct ReplicationServer {
     pub dedicated: bool,
     /// SHA-256 (hex) of the one-time token with which it authenticates first.
     pub enrol_token_sha256: String,
+    /// The token, sealed (hex), for the launch of the machine.
+    pub enrol_token_sealed: String,
     /// Serial number (hex) of its certificate; none until it has enrolled.
     pub certificate_serial: Option<String>,
     pub last_seen: Option<Timestamp>,
@@ -64,6 +66,7 @@ mod tests {
             instance: None,
             dedicated,
             enrol_token_sha256: String::new(),
+            enrol_token_sealed: String::new(),
             certificate_serial: None,
             last_seen: None,
             addresses: vec![],

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Event;
 use crate::launch::{LaunchConfiguration, LaunchedInstance};
 use crate::lifecycle::{IllegalTransition, LifeCycleCommand, LifeCycleState, transition};
 use crate::link::BootFirmware;
 use crate::replication::DataReplicationInfo;
 use crate::settings::{MigrationPolicy, ReplicationConfiguration};
-use crate::{Epoch, ExecutionId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
+use crate::{Epoch, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
 
 /// A source server: one aggregate, written under one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +23,11 @@ pub struct SourceServer {
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
     pub replication_type: ReplicationType,
-    #[serde(rename = "userProvidedID", skip_serializing_if = "Option::is_none", default)]
+    #[serde(
+        rename = "userProvidedID",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
     pub user_provided_id: Option<String>,
     pub life_cycle: LifeCycle,
     pub data_replication_info: DataReplicationInfo,
@@ -38,9 +43,20 @@ impl SourceServer {
     ///
     /// # Errors
     /// [`IllegalTransition`], and nothing is changed.
-    pub fn apply(&mut self, command: LifeCycleCommand) -> Result<LifeCycleState, IllegalTransition> {
+    pub fn apply(
+        &mut self,
+        command: LifeCycleCommand,
+    ) -> Result<LifeCycleState, IllegalTransition> {
         self.life_cycle.state = transition(self.life_cycle.state, command)?;
         Ok(self.life_cycle.state)
+    }
+
+    /// Asks the agent to stop for good; the clock of the waiting for it starts with the next step.
+    pub fn request_disconnect(&mut self) {
+        if !self.internal.disconnect_requested {
+            self.internal.disconnect_requested = true;
+            self.internal.step_started = None;
+        }
     }
 
     /// The server as MGN's API shows it.
@@ -68,6 +84,8 @@ pub enum ReplicationType {
 pub struct ServerInternals {
     /// The last sequence number given to an event of this server.
     pub event_sequence: u64,
+    /// Events that were decided on with the write of this version and are yet to be published.
+    pub outbox: Vec<Event>,
     pub replication: ReplicationConfiguration,
     pub launch: LaunchConfiguration,
     pub policy: MigrationPolicy,
@@ -76,14 +94,21 @@ pub struct ServerInternals {
     pub staging: Vec<StagingDisk>,
     pub replicator: Option<ReplicatorId>,
     pub checkpoint: CheckpointProgress,
+    /// Whether the agent has a session with the replicator, as that last reported.
+    pub replicator_connected: bool,
+    /// Payload that the replicator received for the server; bytes.
+    pub received_bytes: u64,
+    /// How much of the first copy is durable, all volumes together; bytes.
+    pub synced_bytes: u64,
     /// The volumes that the agent's present certificate names.
     pub paired_volumes: Vec<VolumeId>,
-    /// Serial number (hex) of the certificate that the agent may use; older ones are refused.
-    pub certificate_serial: Option<String>,
+    /// Serial numbers (hex) of the certificates that the agent may use, oldest first. A new one is added when it is issued,
+    /// the older ones go when the new one is used: an answer that was lost on its way locks nobody out.
+    pub certificate_serials: Vec<String>,
+    /// SHA-256 (hex) of the agent's public key: only its holder may enrol again as this server.
+    pub public_key_sha256: String,
     /// The job that is at work on the server: one at a time.
     pub active_job: Option<JobId>,
-    /// The execution of `migrate` that the latest enrolment started.
-    pub migrate_execution: Option<ExecutionId>,
     /// Set when the agent is to stop for good; it confirms with its next poll.
     pub disconnect_requested: bool,
     pub agent_stopped: bool,

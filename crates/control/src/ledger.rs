@@ -1,0 +1,131 @@
+//! The ledger: every resource of a server is written down before it is made, and struck out after it is gone.
+
+use std::future::Future;
+
+use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind, SERVER_TAG};
+use rehost_model::{JobId, ServerId};
+
+use crate::ports::{ClientToken, PortResult, Ports, Tags};
+use crate::{PortError, repo};
+
+/// The tag with the client token of a resource's creation: finds what was made when the answer was lost.
+pub const TOKEN_TAG: &str = "rehost:token";
+
+/// The tag with the purpose of a resource.
+pub const PURPOSE_TAG: &str = "rehost:purpose";
+
+/// A resource that is about to be made.
+pub(crate) struct Planned<'a> {
+    pub(crate) server: &'a ServerId,
+    pub(crate) kind: ResourceKind,
+    pub(crate) purpose: Purpose,
+    pub(crate) job: Option<&'a JobId>,
+    pub(crate) token: &'a ClientToken,
+}
+
+impl Planned<'_> {
+    /// The tags that the resource must carry.
+    pub(crate) fn tags(&self) -> Tags {
+        let purpose = match self.purpose {
+            Purpose::Staging => "staging",
+            Purpose::Conversion => "conversion",
+            Purpose::Test => "test",
+            Purpose::Cutover => "cutover",
+        };
+        Tags::from([
+            (SERVER_TAG.to_owned(), self.server.to_string()),
+            (TOKEN_TAG.to_owned(), self.token.as_str().to_owned()),
+            (PURPOSE_TAG.to_owned(), purpose.to_owned()),
+        ])
+    }
+}
+
+/// Writes the entry, makes the resource, and writes its id down. Run again, it finds the entry and the resource.
+pub(crate) async fn make<Id: std::fmt::Display + Sync + Send>(
+    ports: &Ports,
+    planned: &Planned<'_>,
+    create: impl Future<Output = PortResult<Id>>,
+) -> PortResult<Id> {
+    let entry = LedgerEntry {
+        token: planned.token.as_str().to_owned(),
+        server: planned.server.clone(),
+        kind: planned.kind,
+        resource: None,
+        purpose: planned.purpose,
+        job: planned.job.cloned(),
+        created: ports.clock.now(),
+    };
+    let key = format!("{}/{}", entry.server, entry.token);
+    if repo::find::<LedgerEntry>(ports, &key).await?.is_none() {
+        repo::create(ports, &entry).await?;
+    }
+    let id = create.await?;
+    repo::update(ports, &key, |entry: &mut LedgerEntry| {
+        entry.resource = Some(id.to_string());
+        Ok::<_, PortError>(())
+    })
+    .await?;
+    Ok(id)
+}
+
+/// The entries of a server.
+///
+/// # Errors
+/// Those of the store.
+pub async fn entries(ports: &Ports, server: &ServerId) -> PortResult<Vec<LedgerEntry>> {
+    repo::list(ports, &format!("{server}/")).await
+}
+
+/// Deletes the resources of these entries, instances first (they use volumes), and strikes the entries out.
+pub(crate) async fn remove(ports: &Ports, mut entries: Vec<LedgerEntry>) -> PortResult<()> {
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.kind));
+    for entry in &entries {
+        for id in resources_of(ports, entry).await? {
+            delete_resource(ports, entry.kind, &id).await?;
+        }
+        strike_out(ports, entry).await?;
+    }
+    Ok(())
+}
+
+/// Strikes an entry out without touching its resource: it is gone, or it belongs to the user from now on.
+pub(crate) async fn strike_out(ports: &Ports, entry: &LedgerEntry) -> PortResult<()> {
+    repo::remove::<LedgerEntry>(ports, &format!("{}/{}", entry.server, entry.token)).await
+}
+
+/// The entry's resources: the one written down, or what carries its token when the answer to the creation was lost.
+async fn resources_of(ports: &Ports, entry: &LedgerEntry) -> PortResult<Vec<String>> {
+    if let Some(id) = &entry.resource {
+        return Ok(id.split(',').map(str::to_owned).collect());
+    }
+    let tagged = ports.compute.tagged_resources(Some(&entry.server)).await?;
+    let mine = tagged
+        .into_iter()
+        .filter(|r| r.kind == entry.kind && r.tags.get(TOKEN_TAG) == Some(&entry.token));
+    Ok(mine.map(|r| r.id).collect())
+}
+
+async fn delete_resource(ports: &Ports, kind: ResourceKind, id: &str) -> PortResult<()> {
+    let invalid =
+        |e: rehost_model::id::InvalidId| PortError::invalid(format!("in the ledger: {e}"));
+    match kind {
+        ResourceKind::Volume => {
+            ports
+                .compute
+                .delete_volume(&id.parse().map_err(invalid)?)
+                .await
+        }
+        ResourceKind::Snapshot => {
+            ports
+                .compute
+                .delete_snapshot(&id.parse().map_err(invalid)?)
+                .await
+        }
+        ResourceKind::Instance => {
+            ports
+                .compute
+                .terminate_instance(&id.parse().map_err(invalid)?)
+                .await
+        }
+    }
+}

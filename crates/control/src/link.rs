@@ -1,0 +1,641 @@
+//! What agents and replicators are answered. They only ever report and ask; the steps decide.
+
+use rehost_model::launch::LaunchConfiguration;
+use rehost_model::lifecycle::LifeCycleCommand;
+use rehost_model::link::{
+    AgentCommand, AgentDirective, AgentPhase, AgentReport, DiskTarget, EnrolRequest, EnrolResponse,
+    IssuedCertificate, RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
+    ReportedError, ServerReport,
+};
+use rehost_model::replication::{
+    DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationState,
+};
+use rehost_model::replicator::ReplicationServer;
+use rehost_model::server::{
+    CheckpointProgress, LifeCycle, ReplicationType, ServerInternals, StagingDisk,
+};
+use rehost_model::settings::{MAX_DISKS_PER_SERVER, MigrationPolicy, ReplicationConfiguration};
+use rehost_model::{
+    LifeCycleState, ReplicatorId, ServerId, SourceServer, Timestamp, VolumeId, event::EventType,
+    region,
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::authority::{self, Authority, Issued, Subject};
+use crate::operations::OperationError;
+use crate::ports::{PortResult, Ports};
+use crate::{PortError, PortErrorKind, events, repo};
+
+/// How long certificates of agents and replicators are valid; they renew them themselves.
+pub const CERTIFICATE_DAYS: u32 = 7;
+
+/// How often agents and replicators report.
+const POLL_AFTER_MS: u64 = 1000;
+
+type LinkResult<T> = Result<T, OperationError>;
+
+/// Who signed a request: what stands in a certificate whose chain and signature were verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateIdentity {
+    /// Lower-case hex.
+    pub serial: String,
+    pub server: Option<ServerId>,
+    pub replicator: Option<ReplicatorId>,
+    pub volumes: Vec<VolumeId>,
+}
+
+/// Takes in a source server, or takes it back: who still holds the key of an earlier enrolment keeps its identity.
+///
+/// # Errors
+/// `Validation` for an unusable CSR, no disks, or too many; `Conflict` when that server cannot be installed again.
+pub async fn enrol(ports: &Ports, request: &EnrolRequest) -> LinkResult<EnrolResponse> {
+    check_disks(request)?;
+    let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
+    let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
+    let key_sha256 = hex(&Sha256::digest(&key));
+    let known = match &request.source_server_id {
+        Some(id) => repo::find::<SourceServer>(ports, id.as_str())
+            .await?
+            .map(|(server, _)| server),
+        None => None,
+    };
+    let id = match known {
+        Some(server) if server.internal.public_key_sha256 == key_sha256 => server.source_server_id,
+        _ => ServerId::generate(),
+    };
+    let subject = Subject::Agent {
+        server: id.clone(),
+        volumes: Vec::new(),
+    };
+    let issued = issue(ports, &authority, &request.csr, &subject)?;
+    write_enrolment(ports, request, &id, &issued, &key_sha256).await?;
+    Ok(EnrolResponse {
+        source_server_id: id,
+        issued: certificates(&authority, issued),
+    })
+}
+
+fn check_disks(request: &EnrolRequest) -> LinkResult<()> {
+    let disks = &request.disks;
+    if disks.is_empty() || disks.len() > MAX_DISKS_PER_SERVER {
+        return Err(invalid(
+            "disks",
+            format!("1 to {MAX_DISKS_PER_SERVER} disks, not {}", disks.len()),
+        ));
+    }
+    if disks.iter().filter(|d| d.is_boot_disk).count() != 1 {
+        return Err(invalid("disks", "exactly one disk must be the boot disk"));
+    }
+    match disks
+        .iter()
+        .find(|d| d.size_bytes == 0 || d.size_bytes % 512 != 0)
+    {
+        Some(d) => Err(invalid(
+            "disks",
+            format!(
+                "{}: {} bytes is no size of a disk",
+                d.device_name, d.size_bytes
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+async fn write_enrolment(
+    ports: &Ports,
+    request: &EnrolRequest,
+    id: &ServerId,
+    issued: &Issued,
+    key_sha256: &str,
+) -> LinkResult<()> {
+    let now = ports.clock.now();
+    if repo::find::<SourceServer>(ports, id.as_str())
+        .await?
+        .is_none()
+    {
+        let mut server = new_server(ports, request, id, now).await?;
+        server.internal.public_key_sha256 = key_sha256.to_owned();
+        server
+            .internal
+            .certificate_serials
+            .push(issued.serial_hex.clone());
+        events::record(
+            &mut server,
+            now,
+            EventType::Registered,
+            json!({"replicate": request.replicate}),
+        );
+        repo::create(ports, &server).await?;
+        return Ok(events::publish_outbox(ports, &server).await?);
+    }
+    let taken_back = repo::update_server(ports, id, |server| {
+        take_back(server, request, now)?;
+        server
+            .internal
+            .certificate_serials
+            .push(issued.serial_hex.clone());
+        events::record(
+            server,
+            now,
+            EventType::Registered,
+            json!({"replicate": request.replicate}),
+        );
+        Ok::<_, OperationError>(())
+    });
+    taken_back.await.map(|_| ())
+}
+
+async fn new_server(
+    ports: &Ports,
+    request: &EnrolRequest,
+    id: &ServerId,
+    now: Timestamp,
+) -> PortResult<SourceServer> {
+    let templates = repo::list::<rehost_model::settings::ReplicationTemplate>(ports, "").await?;
+    let settings = templates
+        .into_iter()
+        .next()
+        .map(|t| t.settings)
+        .unwrap_or_default();
+    Ok(SourceServer {
+        source_server_id: id.clone(),
+        arn: region::arn(&ports.region, &ports.account, "source-server", id.as_str()),
+        is_archived: false,
+        tags: request.tags.clone(),
+        replication_type: ReplicationType::AgentBased,
+        user_provided_id: request.user_provided_id.clone(),
+        life_cycle: LifeCycle {
+            state: LifeCycleState::NotReady,
+            added_to_service_date_time: now,
+            first_byte_date_time: None,
+            last_seen_by_service_date_time: Some(now),
+            last_test: None,
+            last_cutover: None,
+        },
+        data_replication_info: DataReplicationInfo::stopped(),
+        source_properties: request.properties.clone(),
+        launched_instance: None,
+        internal: ServerInternals {
+            event_sequence: 0,
+            outbox: Vec::new(),
+            replication: ReplicationConfiguration {
+                settings,
+                replicated_disks: Vec::new(),
+            },
+            launch: LaunchConfiguration::default(),
+            policy: MigrationPolicy::default(),
+            firmware: request.firmware,
+            staging: staging_disks(request),
+            replicator: None,
+            checkpoint: CheckpointProgress::default(),
+            replicator_connected: false,
+            received_bytes: 0,
+            synced_bytes: 0,
+            paired_volumes: Vec::new(),
+            certificate_serials: Vec::new(),
+            public_key_sha256: String::new(),
+            active_job: None,
+            disconnect_requested: false,
+            agent_stopped: false,
+            agent_version: Some(request.agent_version.clone()),
+            step_started: None,
+        },
+    })
+}
+
+/// The staging disks of an enrolment, the boot disk first: that is the order in which a copy sees them.
+fn staging_disks(request: &EnrolRequest) -> Vec<StagingDisk> {
+    let mut disks: Vec<_> = request
+        .disks
+        .iter()
+        .map(|disk| StagingDisk {
+            device_name: disk.device_name.clone(),
+            size_bytes: disk.size_bytes,
+            is_boot_disk: disk.is_boot_disk,
+            volume: None,
+            attached: false,
+        })
+        .collect();
+    disks.sort_by_key(|disk| !disk.is_boot_disk);
+    disks
+}
+
+fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) -> LinkResult<()> {
+    let id = server.source_server_id.clone();
+    if server.life_cycle.state == LifeCycleState::Disconnected {
+        let gone = server
+            .internal
+            .staging
+            .iter()
+            .all(|disk| disk.volume.is_none());
+        if !gone {
+            let message =
+                format!("the server {id} is still being disconnected; install again in a minute");
+            return Err(OperationError::conflict(&id, message));
+        }
+        server
+            .apply(LifeCycleCommand::Register)
+            .map_err(|e| OperationError::conflict(&id, e))?;
+        server.is_archived = false;
+        server.internal.staging = staging_disks(request);
+        server.internal.checkpoint = CheckpointProgress::default();
+        server.data_replication_info = DataReplicationInfo::stopped();
+    } else if server.life_cycle.state == LifeCycleState::Cutover {
+        let message = format!(
+            "the server {id} was cut over already; remove the agent's state to migrate it as a new server"
+        );
+        return Err(OperationError::conflict(&id, message));
+    } else if !same_disks(server, request) {
+        let message = "the disks differ from those of the first installation; disconnect the server, then install again";
+        return Err(OperationError::conflict(&id, message));
+    }
+    server.source_properties = request.properties.clone();
+    server.internal.disconnect_requested = false;
+    server.internal.agent_stopped = false;
+    server.internal.agent_version = Some(request.agent_version.clone());
+    server.life_cycle.last_seen_by_service_date_time = Some(now);
+    Ok(())
+}
+
+fn same_disks(server: &SourceServer, request: &EnrolRequest) -> bool {
+    let shape = |disks: &[StagingDisk]| -> Vec<_> {
+        disks
+            .iter()
+            .map(|d| (d.device_name.clone(), d.size_bytes))
+            .collect()
+    };
+    shape(&server.internal.staging) == shape(&staging_disks(request))
+}
+
+/// Takes the agent's report and says what to do.
+///
+/// # Errors
+/// `Denied` for a certificate that is not (or no longer) the server's.
+pub async fn agent_poll(
+    ports: &Ports,
+    identity: &CertificateIdentity,
+    report: &AgentReport,
+) -> LinkResult<AgentDirective> {
+    let id = agent_of(identity)?;
+    let now = ports.clock.now();
+    let (server, ()) = repo::update_server(ports, &id, |server| {
+        use_certificate(server, &identity.serial)?;
+        record_agent_report(server, report, now);
+        Ok::<_, OperationError>(())
+    })
+    .await?;
+    if report.uninstalling
+        && server
+            .data_replication_info
+            .data_replication_state
+            .is_active()
+    {
+        crate::operations::disconnect_from_service(ports, &id).await?;
+    }
+    directive(ports, &server, identity).await
+}
+
+/// The server's certificate list from the one in use on: a new one that was used makes the older ones invalid.
+fn use_certificate(server: &mut SourceServer, serial: &str) -> LinkResult<()> {
+    let serials = &mut server.internal.certificate_serials;
+    match serials.iter().position(|s| s == serial) {
+        Some(position) => {
+            serials.drain(..position);
+            Ok(())
+        }
+        None => Err(denied(
+            "the certificate was replaced or withdrawn; install the agent again",
+        )),
+    }
+}
+
+fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Timestamp) {
+    server.life_cycle.last_seen_by_service_date_time = Some(now);
+    server.internal.agent_version = Some(report.agent_version.clone());
+    server.internal.agent_stopped = report.phase == AgentPhase::Stopped;
+    let info = &mut server.data_replication_info;
+    if !info.data_replication_state.is_active()
+        || info.data_replication_state == DataReplicationState::Initiating
+    {
+        if let (Some(error), DataReplicationState::Initiating) =
+            (&report.error, info.data_replication_state)
+        {
+            info.data_replication_error = Some(replication_error(error));
+        }
+        return;
+    }
+    if !report.disks.is_empty() {
+        info.replicated_disks.clone_from(&report.disks);
+    }
+    if report.sent_bytes > 0 {
+        server.life_cycle.first_byte_date_time.get_or_insert(now);
+    }
+    let remaining: u64 = report
+        .disks
+        .iter()
+        .map(|d| {
+            d.total_storage_bytes
+                .saturating_sub(d.replicated_storage_bytes)
+        })
+        .sum();
+    info.eta_date_time = remaining
+        .checked_div(report.rate_bytes_per_second)
+        .filter(|_| remaining > 0)
+        .map(|seconds| now.plus_ms(seconds.saturating_mul(1000)));
+    info.data_replication_error = report.error.as_ref().map(replication_error);
+    info.data_replication_state = match (report.phase, &report.error) {
+        (_, Some(_)) => DataReplicationState::Stalled,
+        (AgentPhase::InitialSync, _) => DataReplicationState::InitialSync,
+        (AgentPhase::Rescan, _) => DataReplicationState::Rescan,
+        (AgentPhase::Idle, _) => DataReplicationState::Continuous,
+        _ if info.data_replication_state == DataReplicationState::Stalled => {
+            DataReplicationState::Backlog
+        }
+        _ => info.data_replication_state,
+    };
+    if let Some(reached) = server.internal.checkpoint.reached_at {
+        info.lag_duration = Some(now.since(reached));
+    }
+}
+
+fn replication_error(error: &ReportedError) -> DataReplicationError {
+    let kind = match error.code.as_str() {
+        "NotConverging" => DataReplicationErrorString::NotConverging,
+        "ReplicatorUnreachable" => {
+            DataReplicationErrorString::FailedToConnectAgentToReplicationServer
+        }
+        "DiskVanished" | "DiskShrunk" | "SizeMismatch" => {
+            DataReplicationErrorString::UnsupportedVmConfiguration
+        }
+        "NotAuthorised" => DataReplicationErrorString::FailedToPairReplicationServerWithAgent,
+        "NoSpace" | "Io" => DataReplicationErrorString::FailedToStartDataTransfer,
+        _ => DataReplicationErrorString::UnstableNetwork,
+    };
+    DataReplicationError {
+        error: kind,
+        raw_error: format!("{}: {}", error.code, error.message),
+    }
+}
+
+async fn directive(
+    ports: &Ports,
+    server: &SourceServer,
+    identity: &CertificateIdentity,
+) -> LinkResult<AgentDirective> {
+    let answer = |command, renew| {
+        Ok(AgentDirective {
+            command,
+            renew,
+            poll_after_ms: POLL_AFTER_MS,
+        })
+    };
+    if server.internal.disconnect_requested {
+        return answer(AgentCommand::Disconnect, false);
+    }
+    let staging = &server.internal.staging;
+    let volumes: Vec<_> = staging
+        .iter()
+        .filter(|d| d.attached)
+        .filter_map(|d| d.volume.clone())
+        .collect();
+    let Some(replicator) = server
+        .internal
+        .replicator
+        .as_ref()
+        .filter(|_| volumes.len() == staging.len())
+    else {
+        return answer(AgentCommand::Wait, false);
+    };
+    if identity.volumes != volumes {
+        return answer(AgentCommand::Wait, true);
+    }
+    let replicator: ReplicationServer = repo::load(ports, replicator.as_str()).await?;
+    answer(replicate(server, replicator.addresses, volumes), false)
+}
+
+fn replicate(
+    server: &SourceServer,
+    replicator_addresses: Vec<String>,
+    volumes: Vec<VolumeId>,
+) -> AgentCommand {
+    let disks = server.internal.staging.iter().zip(volumes).zip(0u8..).map(
+        |((disk, volume), disk_index)| DiskTarget {
+            disk_index,
+            device_name: disk.device_name.clone(),
+            size_bytes: disk.size_bytes,
+            volume,
+        },
+    );
+    AgentCommand::Replicate {
+        replicator_addresses,
+        disks: disks.collect(),
+        checkpoint: server.internal.checkpoint.requested,
+        // Mbit/s to bytes a second.
+        throttle_bytes_per_second: server.internal.replication.settings.bandwidth_throttling
+            * 125_000,
+    }
+}
+
+/// A new certificate for the agent, which names the volumes that the server has now.
+///
+/// # Errors
+/// `Denied` for a certificate that is not the server's; `Validation` for an unusable CSR or another key.
+pub async fn agent_renew(
+    ports: &Ports,
+    identity: &CertificateIdentity,
+    request: &RenewRequest,
+) -> LinkResult<IssuedCertificate> {
+    let id = agent_of(identity)?;
+    let server = crate::operations::load_server(ports, &id).await?;
+    let volumes: Vec<_> = server
+        .internal
+        .staging
+        .iter()
+        .filter_map(|d| d.volume.clone())
+        .collect();
+    let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
+    let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
+    if hex(&Sha256::digest(&key)) != server.internal.public_key_sha256 {
+        return Err(invalid(
+            "csr",
+            "the key is not the one that the agent enrolled with",
+        ));
+    }
+    let subject = Subject::Agent {
+        server: id.clone(),
+        volumes: volumes.clone(),
+    };
+    let issued = issue(ports, &authority, &request.csr, &subject)?;
+    repo::update_server(ports, &id, |server| {
+        use_certificate(server, &identity.serial)?;
+        server
+            .internal
+            .certificate_serials
+            .push(issued.serial_hex.clone());
+        server.internal.paired_volumes.clone_from(&volumes);
+        Ok::<_, OperationError>(())
+    })
+    .await?;
+    Ok(certificates(&authority, issued))
+}
+
+/// Takes in a replication server by its one-time token.
+///
+/// # Errors
+/// `Denied` for a wrong or used token.
+pub async fn replicator_enrol(
+    ports: &Ports,
+    request: &ReplicatorEnrolRequest,
+) -> LinkResult<IssuedCertificate> {
+    let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
+    let subject = Subject::Replicator {
+        id: request.replicator.clone(),
+    };
+    let issued = issue(ports, &authority, &request.csr, &subject)?;
+    let token_sha256 = hex(&Sha256::digest(request.token.as_bytes()));
+    let enrolled = repo::update_replicator(ports, &request.replicator, |replicator| {
+        // A token serves again until the certificate it gave was used: its answer may have been lost.
+        let usable = replicator.last_seen.is_none() || replicator.certificate_serial.is_none();
+        if !usable || replicator.enrol_token_sha256 != token_sha256 {
+            return Err(PortError::new(
+                PortErrorKind::Denied,
+                "the replication server's token is wrong or was used",
+            ));
+        }
+        replicator.certificate_serial = Some(issued.serial_hex.clone());
+        Ok(())
+    });
+    enrolled.await?;
+    Ok(certificates(&authority, issued))
+}
+
+/// Takes the replicator's report and says whom it serves.
+///
+/// # Errors
+/// `Denied` for a certificate that is not the replication server's.
+pub async fn replicator_poll(
+    ports: &Ports,
+    identity: &CertificateIdentity,
+    report: &ReplicatorReport,
+) -> LinkResult<ReplicatorDirective> {
+    let id = identity
+        .replicator
+        .clone()
+        .ok_or_else(|| denied("the certificate is not a replication server's"))?;
+    let now = ports.clock.now();
+    let addresses: Vec<_> = ports
+        .replicator_hosts
+        .iter()
+        .map(|host| format!("{host}:{}", report.port))
+        .collect();
+    let (replicator, ()) = repo::update_replicator(ports, &id, |replicator| {
+        if replicator.certificate_serial.as_ref() != Some(&identity.serial) {
+            return Err(PortError::new(
+                PortErrorKind::Denied,
+                "the certificate was replaced or withdrawn",
+            ));
+        }
+        replicator.last_seen = Some(now);
+        replicator.addresses.clone_from(&addresses);
+        Ok(())
+    })
+    .await?;
+    for server_report in &report.servers {
+        record_server_report(ports, &replicator, server_report, now).await?;
+    }
+    replicator_directive(ports, replicator).await
+}
+
+async fn record_server_report(
+    ports: &Ports,
+    replicator: &ReplicationServer,
+    report: &ServerReport,
+    now: Timestamp,
+) -> LinkResult<()> {
+    if !replicator
+        .assignments
+        .iter()
+        .any(|a| a.server == report.server)
+    {
+        return Ok(());
+    }
+    let recorded = repo::update_server(ports, &report.server, |server| {
+        server.internal.replicator_connected = report.connected;
+        server.internal.received_bytes = report.received_bytes.max(server.internal.received_bytes);
+        server.internal.synced_bytes = report.volumes.iter().map(|v| v.synced_bytes).sum();
+        let checkpoint = &mut server.internal.checkpoint;
+        if report.checkpoint > checkpoint.reached {
+            checkpoint.reached = report.checkpoint;
+            checkpoint.reached_at = Some(now);
+        }
+        checkpoint.held = report.held;
+        checkpoint.expired = checkpoint.expired.max(report.expired);
+        if let Some(error) = &report.error {
+            server.data_replication_info.data_replication_error = Some(replication_error(error));
+        }
+        Ok::<_, OperationError>(())
+    });
+    match recorded.await {
+        // Deleted while its replicator was still told of it.
+        Err(OperationError::Port(e)) if e.is_not_found() => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+async fn replicator_directive(
+    ports: &Ports,
+    replicator: ReplicationServer,
+) -> LinkResult<ReplicatorDirective> {
+    let mut releases = std::collections::BTreeMap::new();
+    for assignment in &replicator.assignments {
+        if let Some((server, _)) =
+            repo::find::<SourceServer>(ports, assignment.server.as_str()).await?
+        {
+            releases.insert(
+                assignment.server.clone(),
+                server.internal.checkpoint.released,
+            );
+        }
+    }
+    Ok(ReplicatorDirective {
+        assignments: replicator.assignments,
+        releases,
+        poll_after_ms: POLL_AFTER_MS,
+    })
+}
+
+fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {
+    identity
+        .server
+        .clone()
+        .ok_or_else(|| denied("the certificate is not an agent's"))
+}
+
+fn issue(ports: &Ports, authority: &Authority, csr: &str, subject: &Subject) -> LinkResult<Issued> {
+    authority
+        .issue(csr, subject, ports.clock.now(), CERTIFICATE_DAYS)
+        .map_err(|e| invalid("csr", e))
+}
+
+fn certificates(authority: &Authority, issued: Issued) -> IssuedCertificate {
+    IssuedCertificate {
+        certificate: issued.certificate_pem,
+        ca_certificate: authority.certificate_pem().to_owned(),
+    }
+}
+
+fn denied(message: &str) -> OperationError {
+    OperationError::Port(PortError::new(PortErrorKind::Denied, message))
+}
+
+fn invalid(field: &'static str, message: impl ToString) -> OperationError {
+    OperationError::Validation {
+        field,
+        message: message.to_string(),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,235 @@
+//! The beginning and the end of a launch for one server.
+
+use rehost_model::event::EventType;
+use rehost_model::job::{JobLogEvent, JobLogEventData, JobStatus, LaunchStatus};
+use rehost_model::launch::FirstBoot;
+use rehost_model::ledger::Purpose;
+use rehost_model::{Job, JobId, ServerId};
+use serde_json::json;
+
+use super::{Answer, JobContext, State, StepError, done, in_progress};
+use crate::ports::Ports;
+use crate::{PortError, events, jobs, ledger, repo};
+
+/// Whether the job of an execution is over for the server: `DONE` with `launchStatus`.
+pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
+    let id = state.server_id()?;
+    let job: Job = repo::load(ports, state.job_id()?.as_str()).await?;
+    let participant = job
+        .participating_servers
+        .iter()
+        .find(|p| p.source_server_id == id);
+    match participant.map(|p| p.launch_status) {
+        Some(status) if status.is_over() => Ok(json!({"status": "DONE", "launchStatus": status})),
+        Some(_) => in_progress(2),
+        None => Err(StepError::new(
+            "InvalidInput",
+            format!("the server {id} takes no part in the job {}", job.job_id),
+        )),
+    }
+}
+
+/// The job starts for this server.
+pub(super) async fn begin(ports: &Ports, state: &State) -> Answer {
+    let context = JobContext::load(ports, state).await?;
+    let now = ports.clock.now();
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
+    repo::update_job(ports, job_id, |job| {
+        job.status = JobStatus::Started;
+        if let Some(participant) = job.participant_mut(id)
+            && participant.launch_status == LaunchStatus::Pending
+        {
+            participant.launch_status = LaunchStatus::InProgress;
+        }
+        jobs::log(job, now, JobLogEvent::JobStart, JobLogEventData::default());
+        jobs::log(job, now, JobLogEvent::SnapshotStart, context.event_data());
+        Ok::<_, PortError>(())
+    })
+    .await?;
+    tell(ports, id, job_id, JobStatus::Started, None).await?;
+    done()
+}
+
+/// The copy passed its verification: what it replaces goes, and the server is free for the next job.
+pub(super) async fn complete(ports: &Ports, state: &State) -> Answer {
+    let context = JobContext::load(ports, state).await?;
+    remove_replaced(ports, &context).await?;
+    let now = ports.clock.now();
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
+    repo::update_server(ports, id, |server| {
+        if let Some(launched) = server
+            .launched_instance
+            .as_mut()
+            .filter(|l| l.job_id == *job_id)
+        {
+            launched.first_boot = FirstBoot::Succeeded;
+        }
+        if server.internal.active_job.as_ref() == Some(job_id) {
+            server.internal.active_job = None;
+            let result = json!({"jobID": job_id, "launchStatus": LaunchStatus::Launched});
+            events::record(server, now, EventType::LaunchResult, result);
+        }
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    let instance = context.work.instance.clone();
+    repo::update_job(ports, job_id, |job| {
+        if let Some(participant) = job.participant_mut(id) {
+            participant.launch_status = LaunchStatus::Launched;
+            participant.launched_ec2_instance_id.clone_from(&instance);
+        }
+        end_if_over(job, now);
+        Ok::<_, PortError>(())
+    })
+    .await?;
+    done()
+}
+
+/// A launch did not succeed: nothing of it stays, and the server goes back to the state before the call, with the reason on
+/// the job.
+pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
+    let context = JobContext::load(ports, state).await?;
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
+    let cause = cause_of(state);
+    let now = ports.clock.now();
+    let failed_instance = context.work.instance.clone();
+    let data = JobLogEventData {
+        raw_error: Some(cause.clone()),
+        target_instance_id: failed_instance.clone(),
+        ..context.event_data()
+    };
+    context
+        .record(ports, Some((failure_event(&context), data)), |_| {})
+        .await?;
+    context
+        .record(
+            ports,
+            Some((JobLogEvent::CleanupStart, context.event_data())),
+            |_| {},
+        )
+        .await?;
+    remove_of_job(ports, id, job_id).await?;
+    context
+        .record(
+            ports,
+            Some((JobLogEvent::CleanupEnd, context.event_data())),
+            |_| {},
+        )
+        .await?;
+    repo::update_server(ports, id, |server| {
+        if server
+            .launched_instance
+            .as_ref()
+            .is_some_and(|l| l.job_id == *job_id)
+        {
+            server.launched_instance = None;
+        }
+        if server.internal.active_job.as_ref() == Some(job_id) {
+            let result =
+                json!({"jobID": job_id, "launchStatus": LaunchStatus::Failed, "error": cause});
+            events::record(server, now, EventType::LaunchResult, result);
+        }
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    jobs::release(ports, job_id, id).await?;
+    repo::update_job(ports, job_id, |job| {
+        if let Some(participant) = job.participant_mut(id) {
+            participant.launch_status = LaunchStatus::Failed;
+        }
+        end_if_over(job, now);
+        Ok::<_, PortError>(())
+    })
+    .await?;
+    done()
+}
+
+/// Which entry of MGN's log tells where the launch failed.
+fn failure_event(context: &JobContext) -> JobLogEvent {
+    let work = &context.work;
+    if work.snapshots.is_empty() {
+        JobLogEvent::SnapshotFail
+    } else if work.conversion_done {
+        JobLogEvent::LaunchFailed
+    } else {
+        JobLogEvent::ConversionFail
+    }
+}
+
+/// What the Catch of the state machine put into `error`.
+fn cause_of(state: &State) -> String {
+    let text = |name: &str| -> Option<String> {
+        state
+            .members
+            .get("error")
+            .and_then(|e| e.get(name))
+            .and_then(|v| v.as_str())
+            .map(str::to_owned)
+    };
+    match (text("Error"), text("Cause")) {
+        (Some(error), Some(cause)) if !cause.is_empty() => format!("{error}: {cause}"),
+        (Some(error), _) => error,
+        _ if state.members.get("status").and_then(|s| s.as_str()) == Some("STOPPED") => {
+            "the server was disconnected meanwhile".to_owned()
+        }
+        _ => "the state machine gave no reason".to_owned(),
+    }
+}
+
+pub(super) fn end_if_over(job: &mut Job, now: rehost_model::Timestamp) {
+    if job.complete_if_over(now) {
+        jobs::log(job, now, JobLogEvent::JobEnd, JobLogEventData::default());
+    }
+}
+
+/// The instance and volumes of an earlier launch, which this one took the place of.
+async fn remove_replaced(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
+    let Some(replaced) = &context.work.replaces else {
+        return Ok(());
+    };
+    remove_instance(ports, &context.server.source_server_id, replaced.as_str()).await
+}
+
+/// Removes an instance and the volumes that its job made for it.
+pub(super) async fn remove_instance(
+    ports: &Ports,
+    id: &ServerId,
+    instance: &str,
+) -> Result<(), StepError> {
+    let entries = ledger::entries(ports, id).await?;
+    let job = entries
+        .iter()
+        .find(|e| e.resource.as_deref() == Some(instance))
+        .and_then(|e| e.job.clone());
+    match job {
+        Some(job) => remove_of_job(ports, id, &job).await,
+        None => Ok(()),
+    }
+}
+
+/// Removes everything that a job made for a server.
+async fn remove_of_job(ports: &Ports, id: &ServerId, job: &JobId) -> Result<(), StepError> {
+    let entries = ledger::entries(ports, id).await?;
+    let mine = entries
+        .into_iter()
+        .filter(|e| e.job.as_ref() == Some(job) && e.purpose != Purpose::Staging);
+    Ok(ledger::remove(ports, mine.collect()).await?)
+}
+
+/// Publishes the transition of a job among the events of a server.
+pub(super) async fn tell(
+    ports: &Ports,
+    id: &ServerId,
+    job: &JobId,
+    status: JobStatus,
+    launch_status: Option<LaunchStatus>,
+) -> Result<(), StepError> {
+    let now = ports.clock.now();
+    repo::update_server(ports, id, |server| {
+        let data = json!({"jobID": job, "status": status, "launchStatus": launch_status});
+        events::record(server, now, EventType::JobChange, data);
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}

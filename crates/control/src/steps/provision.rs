@@ -1,0 +1,504 @@
+//! Carries out MGN's initiation steps, one by one, each with its status.
+//!
+//! A step that fails leaves the server STALLED with the reason, and is tried again after a while: the state machine keeps
+//! calling until the initiation is over or the server is disconnected.
+
+use rehost_model::ledger::{Purpose, ResourceKind};
+use rehost_model::replication::{
+    DataReplicationError, DataReplicationState, InitiationStepName as Name,
+    InitiationStepStatus as Status,
+};
+use rehost_model::replicator::{Assignment, ReplicationServer};
+use rehost_model::{ReplicatorId, SourceServer, VolumeId};
+use sha2::{Digest, Sha256};
+
+use super::{Answer, State, StepError, done, in_progress, stopped};
+use crate::ledger::{self, Planned};
+use crate::ports::{ClientToken, InstanceState, Ports, ReplicationServerSpec, Tags, VolumeSpec};
+use crate::{PortError, PortErrorKind, repo};
+
+/// How long one initiation step may take before it counts as failed; milliseconds.
+const STEP_LIMIT_MS: u64 = 10 * 60 * 1000;
+
+/// How long to wait after a failure before the step is tried again; seconds.
+const RETRY_SECONDS: u64 = 20;
+
+/// What an initiation step came to.
+enum Outcome {
+    Succeeded,
+    Skipped,
+    /// Not yet; what it waits for, for the error when it takes too long.
+    Waiting(&'static str),
+}
+
+pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
+    loop {
+        let server = state.server(ports).await?;
+        if server.internal.disconnect_requested
+            || !server
+                .data_replication_info
+                .data_replication_state
+                .is_active()
+        {
+            return stopped();
+        }
+        let initiation = server
+            .data_replication_info
+            .data_replication_initiation
+            .as_ref();
+        let Some(step) = initiation.and_then(|i| i.current()) else {
+            return done();
+        };
+        begin_step(ports, &server, step).await?;
+        let outcome = match step_outcome(ports, &server, step).await {
+            Ok(Outcome::Waiting(what)) if is_overdue(ports, &server) => Err(StepError::new(
+                "Timeout",
+                format!("{what} for {} minutes", STEP_LIMIT_MS / 60_000),
+            )),
+            other => other,
+        };
+        match outcome {
+            Ok(Outcome::Waiting(_)) => return in_progress(1),
+            Ok(Outcome::Succeeded) => finish_step(ports, &server, step, Status::Succeeded).await?,
+            Ok(Outcome::Skipped) => finish_step(ports, &server, step, Status::Skipped).await?,
+            Err(error) => {
+                fail_step(ports, &server, step, &error).await?;
+                return in_progress(RETRY_SECONDS);
+            }
+        }
+    }
+}
+
+async fn step_outcome(
+    ports: &Ports,
+    server: &SourceServer,
+    step: Name,
+) -> Result<Outcome, StepError> {
+    let outcome = |is_there, waiting_for| {
+        if is_there {
+            Outcome::Succeeded
+        } else {
+            Outcome::Waiting(waiting_for)
+        }
+    };
+    Ok(match step {
+        Name::Wait => outcome(
+            server.life_cycle.last_seen_by_service_date_time.is_some(),
+            "the agent has not been heard of",
+        ),
+        Name::CreateSecurityGroup => {
+            match ports
+                .compute
+                .ensure_security_group(&server.internal.replication.settings)
+                .await?
+            {
+                Some(_) => Outcome::Succeeded,
+                None => Outcome::Skipped,
+            }
+        }
+        Name::LaunchReplicationServer => launch_replication_server(ports, server).await?,
+        Name::BootReplicationServer => boot_replication_server(ports, server).await?,
+        Name::AuthenticateWithService => {
+            let replicator = replicator_of(ports, server).await?;
+            let authenticated = replicator.last_seen.is_some() && !replicator.addresses.is_empty();
+            outcome(
+                authenticated,
+                "the replication server has not authenticated",
+            )
+        }
+        // The software comes with the replication server: it has authenticated with it.
+        Name::DownloadReplicationSoftware => Outcome::Skipped,
+        Name::CreateStagingDisks => create_staging_disks(ports, server).await?,
+        Name::AttachStagingDisks => attach_staging_disks(ports, server).await?,
+        Name::PairReplicationServerWithAgent => {
+            let volumes = volumes_of(server);
+            outcome(
+                server.internal.paired_volumes == volumes,
+                "the agent has not fetched its certificate",
+            )
+        }
+        Name::ConnectAgentToReplicationServer => {
+            let internal = &server.internal;
+            let connected = internal.replicator_connected
+                || internal.received_bytes > 0
+                || internal.synced_bytes > 0;
+            outcome(
+                connected,
+                "the agent has not connected to the replication server",
+            )
+        }
+        Name::StartDataTransfer => {
+            let internal = &server.internal;
+            outcome(
+                internal.received_bytes > 0 || internal.synced_bytes > 0,
+                "no data has arrived",
+            )
+        }
+    })
+}
+
+async fn launch_replication_server(
+    ports: &Ports,
+    server: &SourceServer,
+) -> Result<Outcome, StepError> {
+    let replicator = match &server.internal.replicator {
+        Some(id) => repo::load::<ReplicationServer>(ports, id.as_str()).await?,
+        None => choose_replicator(ports, server).await?,
+    };
+    if replicator.instance.is_none() {
+        let token = ClientToken::derive(&[replicator.id.as_str(), "launch"]);
+        let spec = replication_server_spec(ports, server, &replicator).await?;
+        let instance = ports
+            .compute
+            .launch_replication_server(&spec, &token)
+            .await?;
+        repo::update_replicator(ports, &replicator.id, |r| {
+            r.instance = Some(instance.clone());
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(Outcome::Succeeded)
+}
+
+async fn replication_server_spec(
+    ports: &Ports,
+    server: &SourceServer,
+    replicator: &ReplicationServer,
+) -> Result<ReplicationServerSpec, StepError> {
+    let settings = server.internal.replication.settings.clone();
+    let sealed = unhex(&replicator.enrol_token_sealed)?;
+    let enrol_token = ports.keys.open(&sealed, replicator.id.as_str()).await?;
+    let enrol_token = String::from_utf8(enrol_token)
+        .map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
+    Ok(ReplicationServerSpec {
+        id: replicator.id.clone(),
+        security_group: ports.compute.ensure_security_group(&settings).await?,
+        tags: Tags::from([("rehost:replicator".to_owned(), replicator.id.to_string())]),
+        settings,
+        enrol_token,
+    })
+}
+
+/// One with room, or a new one; and the server remembers it.
+async fn choose_replicator(
+    ports: &Ports,
+    server: &SourceServer,
+) -> Result<ReplicationServer, StepError> {
+    let dedicated = server
+        .internal
+        .replication
+        .settings
+        .use_dedicated_replication_server;
+    let disks = server.internal.staging.len();
+    let all: Vec<ReplicationServer> = repo::list(ports, "").await?;
+    let chosen = match all
+        .into_iter()
+        .find(|r| r.has_room_for(&server.source_server_id, disks, dedicated))
+    {
+        Some(replicator) => replicator,
+        None => new_replicator(ports, dedicated).await?,
+    };
+    set_replicator(ports, server, Some(chosen.id.clone())).await?;
+    Ok(chosen)
+}
+
+async fn set_replicator(
+    ports: &Ports,
+    server: &SourceServer,
+    id: Option<ReplicatorId>,
+) -> Result<(), StepError> {
+    repo::update_server(ports, &server.source_server_id, |server| {
+        server.internal.replicator.clone_from(&id);
+        server.data_replication_info.replicator_id.clone_from(&id);
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepError> {
+    let id = ReplicatorId::generate();
+    let mut token = [0u8; 32];
+    getrandom::fill(&mut token)
+        .map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
+    let token = hex(&token);
+    let replicator = ReplicationServer {
+        enrol_token_sha256: hex(&Sha256::digest(token.as_bytes())),
+        enrol_token_sealed: hex(&ports.keys.seal(token.as_bytes(), id.as_str()).await?),
+        id,
+        instance: None,
+        dedicated,
+        certificate_serial: None,
+        last_seen: None,
+        addresses: Vec::new(),
+        assignments: Vec::new(),
+        draining: false,
+    };
+    repo::create(ports, &replicator).await?;
+    Ok(replicator)
+}
+
+async fn boot_replication_server(
+    ports: &Ports,
+    server: &SourceServer,
+) -> Result<Outcome, StepError> {
+    let replicator = replicator_of(ports, server).await?;
+    let Some(instance) = &replicator.instance else {
+        return Ok(Outcome::Waiting("the replication server is not launched"));
+    };
+    match ports.compute.instance(instance).await? {
+        Some(i) if i.state == InstanceState::Running => Ok(Outcome::Succeeded),
+        Some(i) if i.state == InstanceState::Pending => {
+            Ok(Outcome::Waiting("the replication server has not booted"))
+        }
+        other => {
+            let reason = other
+                .and_then(|i| i.state_reason)
+                .unwrap_or_else(|| "it does not exist any more".to_owned());
+            Err(StepError::new(
+                "ReplicationServerDied",
+                format!("the replication server {instance}: {reason}"),
+            ))
+        }
+    }
+}
+
+async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
+    let began = server
+        .data_replication_info
+        .data_replication_initiation
+        .as_ref()
+        .map(|i| i.start_date_time.unix_ms());
+    let began = began.unwrap_or_default().to_string();
+    for (index, disk) in server
+        .internal
+        .staging
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| disk.volume.is_none())
+    {
+        let id = &server.source_server_id;
+        let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began]);
+        let planned = Planned {
+            server: id,
+            kind: ResourceKind::Volume,
+            purpose: Purpose::Staging,
+            job: None,
+            token: &token,
+        };
+        let mut tags = server
+            .internal
+            .replication
+            .settings
+            .staging_area_tags
+            .clone();
+        tags.extend(planned.tags());
+        let disk_settings = server.internal.replication.replicated_disks.get(index);
+        let spec = VolumeSpec {
+            size_bytes: disk.size_bytes,
+            from_snapshot: None,
+            staging_disk_type: disk_settings
+                .map(|d| d.staging_disk_type)
+                .unwrap_or_default(),
+            tags,
+        };
+        let volume =
+            ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?;
+        repo::update_server(ports, id, |server| {
+            if let Some(disk) = server.internal.staging.get_mut(index) {
+                disk.volume = Some(volume.clone());
+            }
+            Ok::<_, StepError>(())
+        })
+        .await?;
+    }
+    Ok(Outcome::Succeeded)
+}
+
+async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
+    let id = &server.source_server_id;
+    let replicator = replicator_of(ports, server).await?;
+    let instance = replicator.instance.as_ref().ok_or_else(|| {
+        StepError::new(
+            "ReplicationServerDied",
+            format!("the replication server {} has no machine", replicator.id),
+        )
+    })?;
+    let mut assignments = Vec::new();
+    for disk in &server.internal.staging {
+        let Some(volume) = &disk.volume else {
+            return Ok(Outcome::Waiting("a staging disk does not exist"));
+        };
+        let location = ports.compute.attach_volume(volume, instance).await?;
+        let (server, volume) = (id.clone(), volume.clone());
+        assignments.push(Assignment {
+            server,
+            volume,
+            size_bytes: disk.size_bytes,
+            location,
+        });
+    }
+    let assigned = repo::update_replicator(ports, &replicator.id, |replicator| {
+        replicator.assignments.retain(|a| a.server != *id);
+        if !replicator.has_room_for(id, assignments.len(), replicator.dedicated) {
+            let message = format!(
+                "the replication server {} is full by now; another one is chosen",
+                replicator.id
+            );
+            return Err(PortError::new(PortErrorKind::Quota, message));
+        }
+        replicator.assignments.extend(assignments.iter().cloned());
+        Ok(())
+    });
+    if let Err(error) = assigned.await {
+        start_over_with_another(ports, server).await?;
+        return Err(error.into());
+    }
+    repo::update_server(ports, id, |server| {
+        server
+            .internal
+            .staging
+            .iter_mut()
+            .for_each(|disk| disk.attached = true);
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    Ok(Outcome::Succeeded)
+}
+
+async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
+    set_replicator(ports, server, None).await?;
+    repo::update_server(ports, &server.source_server_id, |server| {
+        if let Some(initiation) = &mut server.data_replication_info.data_replication_initiation {
+            for step in [
+                Name::LaunchReplicationServer,
+                Name::BootReplicationServer,
+                Name::AuthenticateWithService,
+            ] {
+                initiation.record(step, Status::NotStarted);
+            }
+        }
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+async fn replicator_of(
+    ports: &Ports,
+    server: &SourceServer,
+) -> Result<ReplicationServer, StepError> {
+    let id = server.internal.replicator.as_ref().ok_or_else(|| {
+        StepError::new(
+            "NotFound",
+            format!(
+                "the server {} has no replication server",
+                server.source_server_id
+            ),
+        )
+    })?;
+    Ok(repo::load(ports, id.as_str()).await?)
+}
+
+fn volumes_of(server: &SourceServer) -> Vec<VolumeId> {
+    server
+        .internal
+        .staging
+        .iter()
+        .filter_map(|disk| disk.volume.clone())
+        .collect()
+}
+
+async fn begin_step(ports: &Ports, server: &SourceServer, step: Name) -> Result<(), StepError> {
+    let now = ports.clock.now();
+    repo::update_server(ports, &server.source_server_id, |server| {
+        let info = &mut server.data_replication_info;
+        if let Some(initiation) = &mut info.data_replication_initiation
+            && initiation.record(step, Status::InProgress)
+        {
+            server.internal.step_started = Some(now);
+            initiation.next_attempt_date_time = None;
+            info.data_replication_state = DataReplicationState::Initiating;
+        }
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+async fn finish_step(
+    ports: &Ports,
+    server: &SourceServer,
+    step: Name,
+    status: Status,
+) -> Result<(), StepError> {
+    repo::update_server(ports, &server.source_server_id, |server| {
+        let info = &mut server.data_replication_info;
+        info.data_replication_error = None;
+        if let Some(initiation) = &mut info.data_replication_initiation {
+            initiation.record(step, status);
+            if initiation.current().is_none() {
+                info.data_replication_state = DataReplicationState::InitialSync;
+            }
+        }
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+async fn fail_step(
+    ports: &Ports,
+    server: &SourceServer,
+    step: Name,
+    error: &StepError,
+) -> Result<(), StepError> {
+    let next = ports.clock.now().plus_ms(RETRY_SECONDS * 1000);
+    repo::update_server(ports, &server.source_server_id, |server| {
+        let info = &mut server.data_replication_info;
+        // What the agent reported (why it cannot connect, say) tells more than that the step took too long.
+        let reported = info
+            .data_replication_error
+            .take()
+            .filter(|_| error.name == "Timeout");
+        let raw_error = reported.map_or_else(
+            || error.cause.clone(),
+            |r| format!("{}; {}", error.cause, r.raw_error),
+        );
+        info.data_replication_error = Some(DataReplicationError {
+            error: step.failure(),
+            raw_error,
+        });
+        info.data_replication_state = DataReplicationState::Stalled;
+        if let Some(initiation) = &mut info.data_replication_initiation {
+            initiation.record(step, Status::Failed);
+            initiation.next_attempt_date_time = Some(next);
+        }
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+fn is_overdue(ports: &Ports, server: &SourceServer) -> bool {
+    server
+        .internal
+        .step_started
+        .is_some_and(|began| ports.clock.now().ms_since(began) > STEP_LIMIT_MS)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>, PortError> {
+    let pairs = text
+        .as_bytes()
+        .chunks(2)
+        .map(|pair| std::str::from_utf8(pair).ok());
+    let bytes = pairs.map(|pair| pair.and_then(|p| u8::from_str_radix(p, 16).ok()));
+    bytes
+        .collect::<Option<_>>()
+        .ok_or_else(|| PortError::invalid("the sealed token is no hexadecimal text"))
+}

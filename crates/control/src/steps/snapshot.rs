@@ -1,0 +1,276 @@
+//! A snapshot of a server at a checkpoint: ask for the checkpoint, wait until the replicator holds the volumes still at it, take
+//! the snapshots, end the hold, and count them only if the hold lasted.
+
+use rehost_model::ledger::{Purpose, ResourceKind};
+use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
+use rehost_model::{Epoch, SnapshotId, SourceServer};
+use serde_json::json;
+
+use super::{Answer, State, StepError, in_progress, stopped};
+use crate::ledger::{self, Planned};
+use crate::ports::{ClientToken, Ports, SnapshotState};
+use crate::{PortError, repo};
+
+/// Launchable snapshots that are kept for a server (MGN keeps 5 to 6).
+const KEEP: usize = 5;
+
+/// How long a snapshot may take, the wait for its checkpoint included; milliseconds.
+const LIMIT_MS: u64 = 6 * 3600 * 1000;
+
+pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
+    let server = state.server(ports).await?;
+    if server.internal.disconnect_requested
+        || !server
+            .data_replication_info
+            .data_replication_state
+            .is_active()
+    {
+        return stopped();
+    }
+    let set = find_or_request(ports, state, &server).await?;
+    if ports.clock.now().ms_since(set.created) > LIMIT_MS
+        && set.state != SnapshotSetState::Launchable
+    {
+        return Err(timed_out(&server));
+    }
+    match set.state {
+        SnapshotSetState::Requested => await_checkpoint(ports, &server, set).await,
+        SnapshotSetState::Pending => await_snapshots(ports, &server, set).await,
+        SnapshotSetState::Confirming => confirm(ports, &server, set).await,
+        SnapshotSetState::Failed => ask_again(ports, &server, set).await,
+        SnapshotSetState::Launchable => {
+            retain(ports, &server).await?;
+            Ok(json!({"status": "DONE", "snapshots": set.snapshots, "epoch": set.epoch}))
+        }
+    }
+}
+
+fn timed_out(server: &SourceServer) -> StepError {
+    let reason = server
+        .data_replication_info
+        .data_replication_error
+        .as_ref()
+        .map(|e| e.raw_error.clone());
+    let reason = reason.unwrap_or_else(|| "the agent did not reach the checkpoint".to_owned());
+    StepError::new(
+        "SnapshotTimeout",
+        format!(
+            "no snapshot within {} hours: {reason}",
+            LIMIT_MS / 3_600_000
+        ),
+    )
+}
+
+async fn find_or_request(
+    ports: &Ports,
+    state: &State,
+    server: &SourceServer,
+) -> Result<SnapshotSet, StepError> {
+    let execution = state.execution()?;
+    let id = format!("{}/{execution}", server.source_server_id);
+    if let Some((set, _)) = repo::find::<SnapshotSet>(ports, &id).await? {
+        return Ok(set);
+    }
+    let set = SnapshotSet {
+        server: server.source_server_id.clone(),
+        execution,
+        epoch: request_checkpoint(ports, server).await?,
+        snapshots: Vec::new(),
+        created: ports.clock.now(),
+        state: SnapshotSetState::Requested,
+    };
+    repo::create(ports, &set).await?;
+    Ok(set)
+}
+
+async fn request_checkpoint(ports: &Ports, server: &SourceServer) -> Result<Epoch, StepError> {
+    let requested = repo::update_server(ports, &server.source_server_id, |server| {
+        let checkpoint = &mut server.internal.checkpoint;
+        checkpoint.requested = checkpoint.requested.max(checkpoint.reached).next();
+        Ok::<_, StepError>(checkpoint.requested)
+    });
+    requested.await.map(|(_, epoch)| epoch)
+}
+
+async fn await_checkpoint(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
+    match server.internal.checkpoint.held {
+        Some(held) if held >= set.epoch && held > server.internal.checkpoint.released => {
+            change_set(ports, &set, |set| {
+                set.epoch = held;
+                set.state = SnapshotSetState::Pending;
+            })
+            .await?;
+            in_progress(0)
+        }
+        _ => in_progress(1),
+    }
+}
+
+async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
+    let snapshots = take(ports, server, &set).await?;
+    let mut all_completed = true;
+    for snapshot in &snapshots {
+        match ports.compute.snapshot_state(snapshot).await? {
+            SnapshotState::Completed => {}
+            SnapshotState::Pending => all_completed = false,
+            SnapshotState::Failed => {
+                release_hold(ports, server, set.epoch).await?;
+                fail(ports, &set, snapshots.clone()).await?;
+                return Err(StepError::new(
+                    "SnapshotFailed",
+                    format!("the snapshot {snapshot} failed; try again"),
+                ));
+            }
+        }
+    }
+    if !all_completed {
+        return in_progress(2);
+    }
+    // Somebody else's snapshot at the same checkpoint may have ended the hold while this one was still being taken.
+    let ended_early = server.internal.checkpoint.released >= set.epoch
+        || server.internal.checkpoint.expired >= set.epoch;
+    release_hold(ports, server, set.epoch).await?;
+    change_set(ports, &set, |set| {
+        set.snapshots.clone_from(&snapshots);
+        set.state = if ended_early {
+            SnapshotSetState::Failed
+        } else {
+            SnapshotSetState::Confirming
+        };
+    })
+    .await?;
+    in_progress(1)
+}
+
+async fn take(
+    ports: &Ports,
+    server: &SourceServer,
+    set: &SnapshotSet,
+) -> Result<Vec<SnapshotId>, StepError> {
+    let volumes: Vec<_> = server
+        .internal
+        .staging
+        .iter()
+        .filter_map(|disk| disk.volume.clone())
+        .collect();
+    let token = snapshot_token(set);
+    let planned = Planned {
+        server: &server.source_server_id,
+        kind: ResourceKind::Snapshot,
+        purpose: Purpose::Staging,
+        job: None,
+        token: &token,
+    };
+    let tags = planned.tags();
+    let mut taken = Vec::new();
+    let create = async {
+        taken = ports
+            .compute
+            .create_snapshots(&volumes, &tags, &token)
+            .await?;
+        Ok(taken
+            .iter()
+            .map(SnapshotId::as_str)
+            .collect::<Vec<_>>()
+            .join(","))
+    };
+    ledger::make(ports, &planned, create).await?;
+    Ok(taken)
+}
+
+fn snapshot_token(set: &SnapshotSet) -> ClientToken {
+    ClientToken::derive(&[set.execution.0.as_str(), "snapshot", &set.epoch.to_string()])
+}
+
+async fn release_hold(ports: &Ports, server: &SourceServer, epoch: Epoch) -> Result<(), StepError> {
+    repo::update_server(ports, &server.source_server_id, |server| {
+        let checkpoint = &mut server.internal.checkpoint;
+        checkpoint.released = checkpoint.released.max(epoch);
+        Ok::<_, StepError>(())
+    })
+    .await
+    .map(|_| ())
+}
+
+/// The replicator has the last word: it says that the hold ended because it was released, not because it timed out.
+async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
+    let checkpoint = &server.internal.checkpoint;
+    if checkpoint.expired >= set.epoch {
+        change_set(ports, &set, |set| set.state = SnapshotSetState::Failed).await?;
+        return in_progress(0);
+    }
+    if checkpoint.held.is_some_and(|held| held <= set.epoch) {
+        return in_progress(1);
+    }
+    let now = ports.clock.now();
+    change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
+    repo::update_server(ports, &server.source_server_id, |server| {
+        server.data_replication_info.last_snapshot_date_time = Some(now);
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    in_progress(0)
+}
+
+async fn fail(
+    ports: &Ports,
+    set: &SnapshotSet,
+    snapshots: Vec<SnapshotId>,
+) -> Result<(), StepError> {
+    change_set(ports, set, |set| {
+        set.snapshots.clone_from(&snapshots);
+        set.state = SnapshotSetState::Failed;
+    })
+    .await
+}
+
+/// The hold ended too early: what was taken goes, and another checkpoint is asked for.
+async fn ask_again(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
+    delete_snapshots(ports, &set).await?;
+    let epoch = request_checkpoint(ports, server).await?;
+    change_set(ports, &set, |set| {
+        set.snapshots.clear();
+        set.epoch = epoch;
+        set.state = SnapshotSetState::Requested;
+    })
+    .await?;
+    in_progress(1)
+}
+
+async fn change_set(
+    ports: &Ports,
+    set: &SnapshotSet,
+    change: impl Fn(&mut SnapshotSet) + Send + Sync,
+) -> Result<(), StepError> {
+    let id = format!("{}/{}", set.server, set.execution);
+    repo::update(ports, &id, |set: &mut SnapshotSet| {
+        change(set);
+        Ok::<_, PortError>(())
+    })
+    .await?;
+    Ok(())
+}
+
+/// Deletes what is older than the newest few. Copies were made from clones, so nothing that runs depends on it; a launch
+/// that is under way uses the newest.
+async fn retain(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
+    let mut sets: Vec<SnapshotSet> =
+        repo::list(ports, &format!("{}/", server.source_server_id)).await?;
+    sets.retain(|set| set.state == SnapshotSetState::Launchable);
+    sets.sort_by_key(|set| std::cmp::Reverse(set.epoch));
+    for set in sets.iter().skip(KEEP) {
+        delete_snapshots(ports, set).await?;
+        repo::remove::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?;
+    }
+    Ok(())
+}
+
+async fn delete_snapshots(ports: &Ports, set: &SnapshotSet) -> Result<(), StepError> {
+    let token = snapshot_token(set);
+    let entries = ledger::entries(ports, &set.server).await?;
+    let mine = entries
+        .into_iter()
+        .filter(|entry| entry.token == token.as_str())
+        .collect();
+    Ok(ledger::remove(ports, mine).await?)
+}
