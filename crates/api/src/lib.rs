@@ -1,1 +1,86 @@
-//! 
+//! The HTTP face of rehost: MGN's operations and the endpoint of agents and replicators.
+//!
+//! [`router`] is the same in a Lambda function and in `rehost serve`; [`serve`] listens. MGN's operations stand at MGN's own
+//! paths with its shapes and errors and are signed with SigV4, so that MGN's own clients work. What only rehost has stands
+//! below `/rehost/v1/`; agents and replicators sign there with their certificates.
+
+pub mod access;
+pub mod error;
+mod extract;
+mod mgn;
+mod own;
+mod page;
+mod requests;
+pub mod serve;
+pub mod settings;
+mod sigv4;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderValue, Method, Uri};
+use axum::middleware::map_response;
+use axum::response::Response;
+use axum::routing::post;
+use rehost_control::authority::Authority;
+use rehost_control::ports::Ports;
+use rehost_model::link;
+
+pub use access::{AccessKey, AccessKeys, Permission, StaticKeys};
+pub use error::{ApiError, Exception};
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct ApiState {
+    pub ports: Ports,
+    pub access_keys: Arc<dyn AccessKeys>,
+    pub authority: Arc<Authority>,
+}
+
+/// Everything that can be asked of the control plane over HTTP.
+pub fn router(state: ApiState) -> Router {
+    Router::new()
+        .route("/DescribeSourceServers", post(mgn::describe_source_servers))
+        .route("/StartTest", post(mgn::start_test))
+        .route("/StartCutover", post(mgn::start_cutover))
+        .route("/ChangeServerLifeCycleState", post(mgn::change_server_life_cycle_state))
+        .route("/FinalizeCutover", post(mgn::finalize_cutover))
+        .route("/MarkAsArchived", post(mgn::mark_as_archived))
+        .route("/TerminateTargetInstances", post(mgn::terminate_target_instances))
+        .route("/DisconnectFromService", post(mgn::disconnect_from_service))
+        .route("/DescribeJobs", post(mgn::describe_jobs))
+        .route("/DescribeJobLogItems", post(mgn::describe_job_log_items))
+        .route(link::ENROL_PATH, post(own::enrol))
+        .route(link::AGENT_POLL_PATH, post(own::agent_poll))
+        .route(link::AGENT_RENEW_PATH, post(own::agent_renew))
+        .route(link::REPLICATOR_ENROL_PATH, post(own::replicator_enrol))
+        .route(link::REPLICATOR_POLL_PATH, post(own::replicator_poll))
+        .route(settings::SETTINGS_PATH, post(own::server_settings))
+        .fallback(unknown_operation)
+        .method_not_allowed_fallback(unknown_operation)
+        .layer(map_response(with_request_id))
+        .with_state(state)
+}
+
+async fn unknown_operation(method: Method, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(128).collect();
+    let message = format!("`{method} {path}` is not an operation of this service; see its documentation for those it has");
+    ApiError::new(Exception::UnknownOperation, message)
+}
+
+/// Clients show this id with an error, as they do for AWS's services.
+async fn with_request_id(mut response: Response) -> Response {
+    let mut bytes = [0u8; 16];
+    if getrandom::fill(&mut bytes).is_ok()
+        && let Ok(id) = HeaderValue::from_str(&hex::encode(bytes))
+    {
+        tracing::debug!(request = ?id, status = %response.status(), "answered");
+        response.headers_mut().insert("x-amzn-requestid", id);
+    }
+    response
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

@@ -5,9 +5,9 @@
 //! `sha256:` and the hexadecimal SHA-256 of the certificate's DER.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData as _, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey,
+    PublicKeyData as _, SanType, SerialNumber,
 };
 use rehost_model::region::{CONTROL_ROLE, REPLICATOR_ROLE, REPLICATOR_URI, SERVER_URI, VOLUME_URI};
 use rehost_model::{ReplicatorId, ServerId, Timestamp, VolumeId};
@@ -30,6 +30,9 @@ const KEY_CONTEXT: &str = "rehost:ca-key";
 /// How long the authority itself is valid.
 const CA_VALIDITY: Duration = Duration::days(3650);
 
+/// Certificates begin this much before their time, so that a peer whose clock is somewhat slow accepts a fresh one.
+const CLOCK_TOLERANCE: Duration = Duration::minutes(10);
+
 /// A signing request of a P-256 key has under 1 KiB; nothing larger is parsed.
 const MAX_CSR_BYTES: usize = 8 * 1024;
 
@@ -40,14 +43,10 @@ const UNCOMPRESSED_P256_BYTES: usize = 65;
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// The signing request of a client will never do as it is.
-    #[error(
-        "the certificate signing request is not usable: {0}; send a PKCS#10 request, PEM, of an ECDSA P-256 key"
-    )]
+    #[error("the certificate signing request is not usable: {0}; send a PKCS#10 request, PEM, of an ECDSA P-256 key")]
     BadRequest(String),
     /// The authority itself is damaged.
-    #[error(
-        "the region's certificate authority is not usable: {0}; restore {CERTIFICATE_OBJECT} and {KEY_OBJECT}"
-    )]
+    #[error("the region's certificate authority is not usable: {0}; restore {CERTIFICATE_OBJECT} and {KEY_OBJECT}")]
     Broken(String),
 }
 
@@ -61,10 +60,7 @@ impl From<AuthorityError> for PortError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Subject {
     /// A source server; it may write these volumes.
-    Agent {
-        server: ServerId,
-        volumes: Vec<VolumeId>,
-    },
+    Agent { server: ServerId, volumes: Vec<VolumeId> },
     /// A replication server.
     Replicator { id: ReplicatorId },
     /// The control plane's own endpoint.
@@ -95,8 +91,7 @@ impl Authority {
         let key = new_key()?;
         let serial = random_serial()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name =
-            common_name(&format!("rehost private CA {}", &to_hex(&serial)[..8]));
+        params.distinguished_name = common_name(&format!("rehost private CA {}", &to_hex(&serial)[..8]));
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -117,13 +112,10 @@ impl Authority {
     /// [`AuthorityError::Broken`] when they cannot be read or do not belong together.
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Self, AuthorityError> {
         let key = KeyPair::from_pem(key_pem).map_err(broken)?;
-        let (_, pem) =
-            x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(broken)?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(broken)?;
         let certificate = pem.parse_x509().map_err(broken)?;
         if *certificate.public_key().subject_public_key.data != *key.public_key_raw() {
-            return Err(AuthorityError::Broken(
-                "the key does not belong to the certificate".to_owned(),
-            ));
+            return Err(AuthorityError::Broken("the key does not belong to the certificate".to_owned()));
         }
         Ok(Self {
             certificate_pem: certificate_pem.to_owned(),
@@ -150,7 +142,8 @@ impl Authority {
         format!("sha256:{}", to_hex(&Sha256::digest(&self.certificate_der)))
     }
 
-    /// Makes a certificate for the key of a signing request (PEM), valid from `not_before` for `validity_days`.
+    /// Makes a certificate for the key of a signing request (PEM), valid for `validity_days` from `not_before`
+    /// (and for the ten minutes before it).
     ///
     /// # Errors
     /// [`AuthorityError::BadRequest`] when the request is malformed, not of a P-256 key or not signed by its own key.
@@ -165,13 +158,10 @@ impl Authority {
         let serial = random_serial()?;
         let mut params = subject.certificate()?;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.not_before = datetime(not_before);
-        params.not_after = params.not_before + Duration::days(i64::from(validity_days));
+        params.not_before = datetime(not_before).saturating_sub(CLOCK_TOLERANCE);
+        params.not_after = datetime(not_before).saturating_add(Duration::days(i64::from(validity_days)));
         let certificate = params.signed_by(&key, &self.issuer).map_err(broken)?;
-        Ok(Issued {
-            certificate_pem: certificate.pem(),
-            serial_hex: to_hex(&serial),
-        })
+        Ok(Issued { certificate_pem: certificate.pem(), serial_hex: to_hex(&serial) })
     }
 
     /// As [`Self::issue`], for a key made here; gives the key too (PKCS#8, DER).
@@ -185,15 +175,8 @@ impl Authority {
         validity_days: u32,
     ) -> Result<(Issued, Zeroizing<Vec<u8>>), AuthorityError> {
         let key = new_key()?;
-        let request = CertificateParams::default()
-            .serialize_request(&key)
-            .map_err(broken)?;
-        let issued = self.issue(
-            &request.pem().map_err(broken)?,
-            subject,
-            not_before,
-            validity_days,
-        )?;
+        let request = CertificateParams::default().serialize_request(&key).map_err(broken)?;
+        let issued = self.issue(&request.pem().map_err(broken)?, subject, not_before, validity_days)?;
         Ok((issued, Zeroizing::new(key.serialize_der())))
     }
 
@@ -215,32 +198,21 @@ pub async fn load_or_create(objects: &dyn Objects, keys: &dyn Keys) -> PortResul
         return Err(AuthorityError::Broken(format!("{KEY_OBJECT} is missing")).into());
     };
     let key = Zeroizing::new(keys.open(&sealed, KEY_CONTEXT).await?);
-    let (certificate, key) = (
-        text(&certificate, CERTIFICATE_OBJECT)?,
-        text(&key, KEY_OBJECT)?,
-    );
+    let (certificate, key) = (text(&certificate, CERTIFICATE_OBJECT)?, text(&key, KEY_OBJECT)?);
     Ok(Authority::from_pem(certificate, key)?)
 }
 
 async fn create(objects: &dyn Objects, keys: &dyn Keys) -> PortResult<Authority> {
     let authority = Authority::generate()?;
-    let sealed = keys
-        .seal(authority.key_pem().as_bytes(), KEY_CONTEXT)
-        .await?;
+    let sealed = keys.seal(authority.key_pem().as_bytes(), KEY_CONTEXT).await?;
     // The certificate last: as long as it is missing nobody has seen this authority, and the next attempt may make another.
     objects.put(KEY_OBJECT, sealed).await?;
-    objects
-        .put(
-            CERTIFICATE_OBJECT,
-            authority.certificate_pem().as_bytes().to_vec(),
-        )
-        .await?;
+    objects.put(CERTIFICATE_OBJECT, authority.certificate_pem().as_bytes().to_vec()).await?;
     Ok(authority)
 }
 
 fn text<'a>(bytes: &'a [u8], what: &str) -> PortResult<&'a str> {
-    std::str::from_utf8(bytes)
-        .map_err(|_| PortError::new(PortErrorKind::Invalid, format!("{what} is not PEM")))
+    std::str::from_utf8(bytes).map_err(|_| PortError::new(PortErrorKind::Invalid, format!("{what} is not PEM")))
 }
 
 impl Subject {
@@ -265,17 +237,10 @@ impl Subject {
     fn alternative_names(&self) -> Result<Vec<SanType>, AuthorityError> {
         match self {
             Self::Agent { server, volumes } => {
-                let volumes = volumes
-                    .iter()
-                    .map(|volume| uri(&format!("{VOLUME_URI}{volume}")));
-                std::iter::once(uri(&format!("{SERVER_URI}{server}")))
-                    .chain(volumes)
-                    .collect()
+                let volumes = volumes.iter().map(|volume| uri(&format!("{VOLUME_URI}{volume}")));
+                std::iter::once(uri(&format!("{SERVER_URI}{server}"))).chain(volumes).collect()
             }
-            Self::Replicator { id } => Ok(vec![
-                uri(&format!("{REPLICATOR_URI}{id}"))?,
-                dns(REPLICATOR_ROLE)?,
-            ]),
+            Self::Replicator { id } => Ok(vec![uri(&format!("{REPLICATOR_URI}{id}"))?, dns(REPLICATOR_ROLE)?]),
             Self::Control => Ok(vec![dns(CONTROL_ROLE)?]),
         }
     }
@@ -284,10 +249,7 @@ impl Subject {
         match self {
             Self::Agent { .. } => vec![ExtendedKeyUsagePurpose::ClientAuth],
             Self::Replicator { .. } => {
-                vec![
-                    ExtendedKeyUsagePurpose::ServerAuth,
-                    ExtendedKeyUsagePurpose::ClientAuth,
-                ]
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
             }
             Self::Control => vec![ExtendedKeyUsagePurpose::ServerAuth],
         }
@@ -313,14 +275,10 @@ pub fn requested_key_der(csr_pem: &str) -> Result<Vec<u8>, AuthorityError> {
 fn requested_key(csr_pem: &str) -> Result<PublicKey, AuthorityError> {
     let refused = |why: String| AuthorityError::BadRequest(why);
     if csr_pem.len() > MAX_CSR_BYTES {
-        return Err(refused(format!(
-            "it has {} bytes, more than {MAX_CSR_BYTES}",
-            csr_pem.len()
-        )));
+        return Err(refused(format!("it has {} bytes, more than {MAX_CSR_BYTES}", csr_pem.len())));
     }
     // Checks the request's signature by its own key as well: proof that the sender holds it.
-    let request =
-        CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| refused(e.to_string()))?;
+    let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(|e| refused(e.to_string()))?;
     // The algorithm is that of the signature; the curve shows in the length of the point.
     let of_p256 = request.public_key.der_bytes().len() == UNCOMPRESSED_P256_BYTES;
     if *request.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 || !of_p256 {
