@@ -42,10 +42,7 @@ pub struct PortError {
 impl PortError {
     /// An error of `kind`; the message says what, where and how to mend it.
     pub fn new(kind: PortErrorKind, message: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            message: message.to_string(),
-        }
+        Self { kind, message: message.to_string() }
     }
 
     /// Shorthand for [`PortErrorKind::NotFound`].

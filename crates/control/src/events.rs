@@ -11,12 +11,7 @@ use crate::ports::{PortResult, Ports};
 use crate::repo;
 
 /// Adds an event to the server's outbox; `data` is a JSON object.
-pub(crate) fn record(
-    server: &mut SourceServer,
-    now: Timestamp,
-    detail_type: EventType,
-    data: Value,
-) {
+pub(crate) fn record(server: &mut SourceServer, now: Timestamp, detail_type: EventType, data: Value) {
     server.internal.event_sequence += 1;
     let data = match data {
         Value::Object(map) => map,
@@ -41,60 +36,33 @@ pub(crate) fn record_changes(before: &SourceServer, after: &mut SourceServer, no
     record_replication_state(before, after, now);
     let (from, to) = (before.life_cycle.state, after.life_cycle.state);
     if from != to {
-        record(
-            after,
-            now,
-            EventType::LifecycleStateChange,
-            json!({"previousState": from, "state": to}),
-        );
+        record(after, now, EventType::LifecycleStateChange, json!({"previousState": from, "state": to}));
     }
-    let (from, to) = (
-        before.data_replication_info.last_snapshot_date_time,
-        after.data_replication_info.last_snapshot_date_time,
-    );
+    let (from, to) =
+        (before.data_replication_info.last_snapshot_date_time, after.data_replication_info.last_snapshot_date_time);
     if from != to {
-        record(
-            after,
-            now,
-            EventType::SnapshotCreated,
-            json!({"lastSnapshotDateTime": to}),
-        );
+        record(after, now, EventType::SnapshotCreated, json!({"lastSnapshotDateTime": to}));
     }
 }
 
 fn record_initiation_steps(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {
     let steps = |server: &SourceServer| -> Vec<InitiationStep> {
-        server
-            .data_replication_info
-            .data_replication_initiation
-            .as_ref()
-            .map(|i| i.steps.clone())
-            .unwrap_or_default()
+        server.data_replication_info.data_replication_initiation.as_ref().map(|i| i.steps.clone()).unwrap_or_default()
     };
     let old = steps(before);
-    let changed: Vec<_> = steps(after)
-        .into_iter()
-        .filter(|step| !old.contains(step))
-        .collect();
+    let changed: Vec<_> = steps(after).into_iter().filter(|step| !old.contains(step)).collect();
     // A new initiation resets every step; its beginning is told by the replication state, not by eleven events.
     if old.is_empty() {
         return;
     }
     for step in changed {
-        record(
-            after,
-            now,
-            EventType::InitiationStepChange,
-            json!({"name": step.name, "status": step.status}),
-        );
+        record(after, now, EventType::InitiationStepChange, json!({"name": step.name, "status": step.status}));
     }
 }
 
 fn record_replication_state(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {
-    let (from, to) = (
-        before.data_replication_info.data_replication_state,
-        after.data_replication_info.data_replication_state,
-    );
+    let (from, to) =
+        (before.data_replication_info.data_replication_state, after.data_replication_info.data_replication_state);
     if from == to {
         return;
     }
@@ -107,17 +75,8 @@ fn record_replication_state(before: &SourceServer, after: &mut SourceServer, now
     );
     let stalled = |state| state == DataReplicationState::Stalled;
     if stalled(from) != stalled(to) {
-        let state = if stalled(to) {
-            "STALLED"
-        } else {
-            "NOT_STALLED"
-        };
-        record(
-            after,
-            now,
-            EventType::DataReplicationStalledChange,
-            json!({"state": state}),
-        );
+        let state = if stalled(to) { "STALLED" } else { "NOT_STALLED" };
+        record(after, now, EventType::DataReplicationStalledChange, json!({"state": state}));
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use rehost_model::event::EventType;
 use rehost_model::job::{
-    InitiatedBy, JobLogEvent, JobLogEventData, JobLogItem, JobStatus, JobType, LaunchStatus,
-    LaunchWork, ParticipatingServer,
+    InitiatedBy, JobLogEvent, JobLogEventData, JobLogItem, JobStatus, JobType, LaunchStatus, LaunchWork,
+    ParticipatingServer,
 };
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::replication::DataReplicationState;
@@ -35,11 +35,7 @@ pub(crate) async fn create(
     let job = Job {
         arn: region::arn(&ports.region, &ports.account, "job", job_id.as_str()),
         job_id,
-        job_type: if initiated_by == InitiatedBy::Terminate {
-            JobType::Terminate
-        } else {
-            JobType::Launch
-        },
+        job_type: if initiated_by == InitiatedBy::Terminate { JobType::Terminate } else { JobType::Launch },
         initiated_by,
         creation_date_time: ports.clock.now(),
         end_date_time: None,
@@ -54,19 +50,12 @@ pub(crate) async fn create(
 }
 
 /// Gives a server to a launch job: the lifecycle moves, and the job remembers where it was.
-pub(crate) async fn admit(
-    ports: &Ports,
-    job: &JobId,
-    id: &ServerId,
-    initiated_by: InitiatedBy,
-) -> OperationResult<()> {
+pub(crate) async fn admit(ports: &Ports, job: &JobId, id: &ServerId, initiated_by: InitiatedBy) -> OperationResult<()> {
     let now = ports.clock.now();
     // The job learns the state before the server leaves it: a failure must know where to go back to.
     let server = operations::load_server(ports, id).await?;
     let mut work = LaunchWork::new(server.life_cycle.state);
-    work.replaces = server
-        .launched_instance
-        .map(|launched| launched.ec2_instance_id);
+    work.replaces = server.launched_instance.map(|launched| launched.ec2_instance_id);
     repo::update_job(ports, job, |job| {
         job.work.insert(id.clone(), work.clone());
         Ok::<_, OperationError>(())
@@ -75,17 +64,9 @@ pub(crate) async fn admit(
     let admitted = repo::update_server(ports, id, |server| {
         let before = operations::begin_launch(server, initiated_by, job, now)?;
         if before != work.state_before {
-            return Err(OperationError::conflict(
-                id,
-                format!("the server {id} changed meanwhile; try again"),
-            ));
+            return Err(OperationError::conflict(id, format!("the server {id} changed meanwhile; try again")));
         }
-        events::record(
-            server,
-            now,
-            EventType::JobChange,
-            json!({"jobID": job, "status": JobStatus::Pending}),
-        );
+        events::record(server, now, EventType::JobChange, json!({"jobID": job, "status": JobStatus::Pending}));
         Ok(())
     });
     admitted.await.map(|_| ())
@@ -98,11 +79,7 @@ pub(crate) async fn start_workflow(
     id: &ServerId,
     initiated_by: InitiatedBy,
 ) -> PortResult<()> {
-    let machine = if initiated_by == InitiatedBy::Terminate {
-        "terminate"
-    } else {
-        "launch"
-    };
+    let machine = if initiated_by == InitiatedBy::Terminate { "terminate" } else { "launch" };
     let execution = ExecutionId(format!("{machine}-{job}-{id}"));
     let input = json!({
         "execution": execution,
@@ -114,33 +91,17 @@ pub(crate) async fn start_workflow(
 }
 
 /// Takes servers out of a job that will not run for them; those that were admitted go back to where they were.
-pub(crate) async fn cancel(
-    ports: &Ports,
-    job: &JobId,
-    servers: &[ServerId],
-    why: &str,
-) -> PortResult<()> {
+pub(crate) async fn cancel(ports: &Ports, job: &JobId, servers: &[ServerId], why: &str) -> PortResult<()> {
     for id in servers {
         release(ports, job, id).await?;
     }
     let now = ports.clock.now();
     repo::update_job(ports, job, |job| {
-        for participant in job
-            .participating_servers
-            .iter_mut()
-            .filter(|p| servers.contains(&p.source_server_id))
-        {
+        for participant in job.participating_servers.iter_mut().filter(|p| servers.contains(&p.source_server_id)) {
             participant.launch_status = LaunchStatus::Failed;
         }
-        let data = JobLogEventData {
-            raw_error: Some(why.to_owned()),
-            ..JobLogEventData::default()
-        };
-        job.log.push(JobLogItem {
-            log_date_time: now,
-            event: JobLogEvent::JobCancel,
-            event_data: data,
-        });
+        let data = JobLogEventData { raw_error: Some(why.to_owned()), ..JobLogEventData::default() };
+        job.log.push(JobLogItem { log_date_time: now, event: JobLogEvent::JobCancel, event_data: data });
         job.complete_if_over(now);
         Ok::<_, PortError>(())
     })
@@ -149,11 +110,7 @@ pub(crate) async fn cancel(
 }
 
 /// The server leaves a job without success: its lifecycle goes back to where it was before the call.
-pub(crate) async fn release(
-    ports: &Ports,
-    job_id: &JobId,
-    id: &ServerId,
-) -> PortResult<SourceServer> {
+pub(crate) async fn release(ports: &Ports, job_id: &JobId, id: &ServerId) -> PortResult<SourceServer> {
     let job: Job = repo::load(ports, job_id.as_str()).await?;
     let before = job.work.get(id).map(|w| w.state_before);
     let released = repo::update_server(ports, id, |server| {
@@ -173,22 +130,10 @@ fn go_back(server: &mut SourceServer, before: Option<LifeCycleState>) {
 }
 
 /// Appends to a job's log, once: a step that runs again does not repeat its entry.
-pub(crate) fn log(
-    job: &mut Job,
-    now: rehost_model::Timestamp,
-    event: JobLogEvent,
-    data: JobLogEventData,
-) {
-    let known = job
-        .log
-        .iter()
-        .any(|item| item.event == event && item.event_data == data);
+pub(crate) fn log(job: &mut Job, now: rehost_model::Timestamp, event: JobLogEvent, data: JobLogEventData) {
+    let known = job.log.iter().any(|item| item.event == event && item.event_data == data);
     if !known {
-        job.log.push(JobLogItem {
-            log_date_time: now,
-            event,
-            event_data: data,
-        });
+        job.log.push(JobLogItem { log_date_time: now, event, event_data: data });
     }
 }
 
@@ -202,9 +147,7 @@ pub(crate) async fn start_terminate(
     for id in servers {
         let server = operations::load_server(ports, id).await?;
         let mut work = LaunchWork::new(server.life_cycle.state);
-        work.instance = server
-            .launched_instance
-            .map(|launched| launched.ec2_instance_id);
+        work.instance = server.launched_instance.map(|launched| launched.ec2_instance_id);
         repo::update_job(ports, &job.job_id, |job| {
             job.work.insert(id.clone(), work.clone());
             Ok::<_, PortError>(())
@@ -219,10 +162,7 @@ pub(crate) async fn start_terminate(
 
 /// Starts the state machine `finalize`, which ends replication and removes what it used.
 pub(crate) async fn start_finalize(ports: &Ports, server: &SourceServer) -> PortResult<()> {
-    let execution = ExecutionId(format!(
-        "finalize-{}-{}",
-        server.source_server_id, server.life_cycle.state
-    ));
+    let execution = ExecutionId(format!("finalize-{}-{}", server.source_server_id, server.life_cycle.state));
     let input = json!({"execution": execution, "sourceServerID": server.source_server_id});
     ports.workflows.start("finalize", &execution, input).await
 }

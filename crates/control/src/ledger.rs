@@ -99,33 +99,15 @@ async fn resources_of(ports: &Ports, entry: &LedgerEntry) -> PortResult<Vec<Stri
         return Ok(id.split(',').map(str::to_owned).collect());
     }
     let tagged = ports.compute.tagged_resources(Some(&entry.server)).await?;
-    let mine = tagged
-        .into_iter()
-        .filter(|r| r.kind == entry.kind && r.tags.get(TOKEN_TAG) == Some(&entry.token));
+    let mine = tagged.into_iter().filter(|r| r.kind == entry.kind && r.tags.get(TOKEN_TAG) == Some(&entry.token));
     Ok(mine.map(|r| r.id).collect())
 }
 
 async fn delete_resource(ports: &Ports, kind: ResourceKind, id: &str) -> PortResult<()> {
-    let invalid =
-        |e: rehost_model::id::InvalidId| PortError::invalid(format!("in the ledger: {e}"));
+    let invalid = |e: rehost_model::id::InvalidId| PortError::invalid(format!("in the ledger: {e}"));
     match kind {
-        ResourceKind::Volume => {
-            ports
-                .compute
-                .delete_volume(&id.parse().map_err(invalid)?)
-                .await
-        }
-        ResourceKind::Snapshot => {
-            ports
-                .compute
-                .delete_snapshot(&id.parse().map_err(invalid)?)
-                .await
-        }
-        ResourceKind::Instance => {
-            ports
-                .compute
-                .terminate_instance(&id.parse().map_err(invalid)?)
-                .await
-        }
+        ResourceKind::Volume => ports.compute.delete_volume(&id.parse().map_err(invalid)?).await,
+        ResourceKind::Snapshot => ports.compute.delete_snapshot(&id.parse().map_err(invalid)?).await,
+        ResourceKind::Instance => ports.compute.terminate_instance(&id.parse().map_err(invalid)?).await,
     }
 }

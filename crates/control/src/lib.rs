@@ -15,6 +15,8 @@ pub mod ports;
 mod repo;
 pub mod rules;
 pub mod steps;
+#[cfg(test)]
+mod testing;
 
 pub use error::{PortError, PortErrorKind};
 pub use ports::Ports;

@@ -3,21 +3,17 @@
 use rehost_model::launch::LaunchConfiguration;
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::link::{
-    AgentCommand, AgentDirective, AgentPhase, AgentReport, DiskTarget, EnrolRequest, EnrolResponse,
-    IssuedCertificate, RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
-    ReportedError, ServerReport,
+    AgentCommand, AgentDirective, AgentPhase, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, IssuedCertificate,
+    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ReportedError, ServerReport,
 };
 use rehost_model::replication::{
     DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationState,
 };
 use rehost_model::replicator::ReplicationServer;
-use rehost_model::server::{
-    CheckpointProgress, LifeCycle, ReplicationType, ServerInternals, StagingDisk,
-};
+use rehost_model::server::{CheckpointProgress, LifeCycle, ReplicationType, ServerInternals, StagingDisk};
 use rehost_model::settings::{MAX_DISKS_PER_SERVER, MigrationPolicy, ReplicationConfiguration};
 use rehost_model::{
-    LifeCycleState, ReplicatorId, ServerId, SourceServer, Timestamp, VolumeId, event::EventType,
-    region,
+    LifeCycleState, ReplicatorId, ServerId, SourceServer, Timestamp, VolumeId, event::EventType, region,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -55,49 +51,29 @@ pub async fn enrol(ports: &Ports, request: &EnrolRequest) -> LinkResult<EnrolRes
     let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
     let key_sha256 = hex(&Sha256::digest(&key));
     let known = match &request.source_server_id {
-        Some(id) => repo::find::<SourceServer>(ports, id.as_str())
-            .await?
-            .map(|(server, _)| server),
+        Some(id) => repo::find::<SourceServer>(ports, id.as_str()).await?.map(|(server, _)| server),
         None => None,
     };
     let id = match known {
         Some(server) if server.internal.public_key_sha256 == key_sha256 => server.source_server_id,
         _ => ServerId::generate(),
     };
-    let subject = Subject::Agent {
-        server: id.clone(),
-        volumes: Vec::new(),
-    };
+    let subject = Subject::Agent { server: id.clone(), volumes: Vec::new() };
     let issued = issue(ports, &authority, &request.csr, &subject)?;
     write_enrolment(ports, request, &id, &issued, &key_sha256).await?;
-    Ok(EnrolResponse {
-        source_server_id: id,
-        issued: certificates(&authority, issued),
-    })
+    Ok(EnrolResponse { source_server_id: id, issued: certificates(&authority, issued) })
 }
 
 fn check_disks(request: &EnrolRequest) -> LinkResult<()> {
     let disks = &request.disks;
     if disks.is_empty() || disks.len() > MAX_DISKS_PER_SERVER {
-        return Err(invalid(
-            "disks",
-            format!("1 to {MAX_DISKS_PER_SERVER} disks, not {}", disks.len()),
-        ));
+        return Err(invalid("disks", format!("1 to {MAX_DISKS_PER_SERVER} disks, not {}", disks.len())));
     }
     if disks.iter().filter(|d| d.is_boot_disk).count() != 1 {
         return Err(invalid("disks", "exactly one disk must be the boot disk"));
     }
-    match disks
-        .iter()
-        .find(|d| d.size_bytes == 0 || d.size_bytes % 512 != 0)
-    {
-        Some(d) => Err(invalid(
-            "disks",
-            format!(
-                "{}: {} bytes is no size of a disk",
-                d.device_name, d.size_bytes
-            ),
-        )),
+    match disks.iter().find(|d| d.size_bytes == 0 || d.size_bytes % 512 != 0) {
+        Some(d) => Err(invalid("disks", format!("{}: {} bytes is no size of a disk", d.device_name, d.size_bytes))),
         None => Ok(()),
     }
 }
@@ -110,54 +86,26 @@ async fn write_enrolment(
     key_sha256: &str,
 ) -> LinkResult<()> {
     let now = ports.clock.now();
-    if repo::find::<SourceServer>(ports, id.as_str())
-        .await?
-        .is_none()
-    {
+    if repo::find::<SourceServer>(ports, id.as_str()).await?.is_none() {
         let mut server = new_server(ports, request, id, now).await?;
         server.internal.public_key_sha256 = key_sha256.to_owned();
-        server
-            .internal
-            .certificate_serials
-            .push(issued.serial_hex.clone());
-        events::record(
-            &mut server,
-            now,
-            EventType::Registered,
-            json!({"replicate": request.replicate}),
-        );
+        server.internal.certificate_serials.push(issued.serial_hex.clone());
+        events::record(&mut server, now, EventType::Registered, json!({"replicate": request.replicate}));
         repo::create(ports, &server).await?;
         return Ok(events::publish_outbox(ports, &server).await?);
     }
     let taken_back = repo::update_server(ports, id, |server| {
         take_back(server, request, now)?;
-        server
-            .internal
-            .certificate_serials
-            .push(issued.serial_hex.clone());
-        events::record(
-            server,
-            now,
-            EventType::Registered,
-            json!({"replicate": request.replicate}),
-        );
+        server.internal.certificate_serials.push(issued.serial_hex.clone());
+        events::record(server, now, EventType::Registered, json!({"replicate": request.replicate}));
         Ok::<_, OperationError>(())
     });
     taken_back.await.map(|_| ())
 }
 
-async fn new_server(
-    ports: &Ports,
-    request: &EnrolRequest,
-    id: &ServerId,
-    now: Timestamp,
-) -> PortResult<SourceServer> {
+async fn new_server(ports: &Ports, request: &EnrolRequest, id: &ServerId, now: Timestamp) -> PortResult<SourceServer> {
     let templates = repo::list::<rehost_model::settings::ReplicationTemplate>(ports, "").await?;
-    let settings = templates
-        .into_iter()
-        .next()
-        .map(|t| t.settings)
-        .unwrap_or_default();
+    let settings = templates.into_iter().next().map(|t| t.settings).unwrap_or_default();
     Ok(SourceServer {
         source_server_id: id.clone(),
         arn: region::arn(&ports.region, &ports.account, "source-server", id.as_str()),
@@ -179,10 +127,7 @@ async fn new_server(
         internal: ServerInternals {
             event_sequence: 0,
             outbox: Vec::new(),
-            replication: ReplicationConfiguration {
-                settings,
-                replicated_disks: Vec::new(),
-            },
+            replication: ReplicationConfiguration { settings, replicated_disks: Vec::new() },
             launch: LaunchConfiguration::default(),
             policy: MigrationPolicy::default(),
             firmware: request.firmware,
@@ -224,30 +169,23 @@ fn staging_disks(request: &EnrolRequest) -> Vec<StagingDisk> {
 fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) -> LinkResult<()> {
     let id = server.source_server_id.clone();
     if server.life_cycle.state == LifeCycleState::Disconnected {
-        let gone = server
-            .internal
-            .staging
-            .iter()
-            .all(|disk| disk.volume.is_none());
+        let gone = server.internal.staging.iter().all(|disk| disk.volume.is_none());
         if !gone {
-            let message =
-                format!("the server {id} is still being disconnected; install again in a minute");
+            let message = format!("the server {id} is still being disconnected; install again in a minute");
             return Err(OperationError::conflict(&id, message));
         }
-        server
-            .apply(LifeCycleCommand::Register)
-            .map_err(|e| OperationError::conflict(&id, e))?;
+        server.apply(LifeCycleCommand::Register).map_err(|e| OperationError::conflict(&id, e))?;
         server.is_archived = false;
         server.internal.staging = staging_disks(request);
         server.internal.checkpoint = CheckpointProgress::default();
         server.data_replication_info = DataReplicationInfo::stopped();
     } else if server.life_cycle.state == LifeCycleState::Cutover {
-        let message = format!(
-            "the server {id} was cut over already; remove the agent's state to migrate it as a new server"
-        );
+        let message =
+            format!("the server {id} was cut over already; remove the agent's state to migrate it as a new server");
         return Err(OperationError::conflict(&id, message));
     } else if !same_disks(server, request) {
-        let message = "the disks differ from those of the first installation; disconnect the server, then install again";
+        let message =
+            "the disks differ from those of the first installation; disconnect the server, then install again";
         return Err(OperationError::conflict(&id, message));
     }
     server.source_properties = request.properties.clone();
@@ -259,12 +197,8 @@ fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) 
 }
 
 fn same_disks(server: &SourceServer, request: &EnrolRequest) -> bool {
-    let shape = |disks: &[StagingDisk]| -> Vec<_> {
-        disks
-            .iter()
-            .map(|d| (d.device_name.clone(), d.size_bytes))
-            .collect()
-    };
+    let shape =
+        |disks: &[StagingDisk]| -> Vec<_> { disks.iter().map(|d| (d.device_name.clone(), d.size_bytes)).collect() };
     shape(&server.internal.staging) == shape(&staging_disks(request))
 }
 
@@ -285,12 +219,7 @@ pub async fn agent_poll(
         Ok::<_, OperationError>(())
     })
     .await?;
-    if report.uninstalling
-        && server
-            .data_replication_info
-            .data_replication_state
-            .is_active()
-    {
+    if report.uninstalling && server.data_replication_info.data_replication_state.is_active() {
         crate::operations::disconnect_from_service(ports, &id).await?;
     }
     directive(ports, &server, identity).await
@@ -304,9 +233,7 @@ fn use_certificate(server: &mut SourceServer, serial: &str) -> LinkResult<()> {
             serials.drain(..position);
             Ok(())
         }
-        None => Err(denied(
-            "the certificate was replaced or withdrawn; install the agent again",
-        )),
+        None => Err(denied("the certificate was replaced or withdrawn; install the agent again")),
     }
 }
 
@@ -315,12 +242,8 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
     server.internal.agent_version = Some(report.agent_version.clone());
     server.internal.agent_stopped = report.phase == AgentPhase::Stopped;
     let info = &mut server.data_replication_info;
-    if !info.data_replication_state.is_active()
-        || info.data_replication_state == DataReplicationState::Initiating
-    {
-        if let (Some(error), DataReplicationState::Initiating) =
-            (&report.error, info.data_replication_state)
-        {
+    if !info.data_replication_state.is_active() || info.data_replication_state == DataReplicationState::Initiating {
+        if let (Some(error), DataReplicationState::Initiating) = (&report.error, info.data_replication_state) {
             info.data_replication_error = Some(replication_error(error));
         }
         return;
@@ -331,14 +254,8 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
     if report.sent_bytes > 0 {
         server.life_cycle.first_byte_date_time.get_or_insert(now);
     }
-    let remaining: u64 = report
-        .disks
-        .iter()
-        .map(|d| {
-            d.total_storage_bytes
-                .saturating_sub(d.replicated_storage_bytes)
-        })
-        .sum();
+    let remaining: u64 =
+        report.disks.iter().map(|d| d.total_storage_bytes.saturating_sub(d.replicated_storage_bytes)).sum();
     info.eta_date_time = remaining
         .checked_div(report.rate_bytes_per_second)
         .filter(|_| remaining > 0)
@@ -349,9 +266,7 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
         (AgentPhase::InitialSync, _) => DataReplicationState::InitialSync,
         (AgentPhase::Rescan, _) => DataReplicationState::Rescan,
         (AgentPhase::Idle, _) => DataReplicationState::Continuous,
-        _ if info.data_replication_state == DataReplicationState::Stalled => {
-            DataReplicationState::Backlog
-        }
+        _ if info.data_replication_state == DataReplicationState::Stalled => DataReplicationState::Backlog,
         _ => info.data_replication_state,
     };
     if let Some(reached) = server.internal.checkpoint.reached_at {
@@ -362,49 +277,23 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
 fn replication_error(error: &ReportedError) -> DataReplicationError {
     let kind = match error.code.as_str() {
         "NotConverging" => DataReplicationErrorString::NotConverging,
-        "ReplicatorUnreachable" => {
-            DataReplicationErrorString::FailedToConnectAgentToReplicationServer
-        }
-        "DiskVanished" | "DiskShrunk" | "SizeMismatch" => {
-            DataReplicationErrorString::UnsupportedVmConfiguration
-        }
+        "ReplicatorUnreachable" => DataReplicationErrorString::FailedToConnectAgentToReplicationServer,
+        "DiskVanished" | "DiskShrunk" | "SizeMismatch" => DataReplicationErrorString::UnsupportedVmConfiguration,
         "NotAuthorised" => DataReplicationErrorString::FailedToPairReplicationServerWithAgent,
         "NoSpace" | "Io" => DataReplicationErrorString::FailedToStartDataTransfer,
         _ => DataReplicationErrorString::UnstableNetwork,
     };
-    DataReplicationError {
-        error: kind,
-        raw_error: format!("{}: {}", error.code, error.message),
-    }
+    DataReplicationError { error: kind, raw_error: format!("{}: {}", error.code, error.message) }
 }
 
-async fn directive(
-    ports: &Ports,
-    server: &SourceServer,
-    identity: &CertificateIdentity,
-) -> LinkResult<AgentDirective> {
-    let answer = |command, renew| {
-        Ok(AgentDirective {
-            command,
-            renew,
-            poll_after_ms: POLL_AFTER_MS,
-        })
-    };
+async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateIdentity) -> LinkResult<AgentDirective> {
+    let answer = |command, renew| Ok(AgentDirective { command, renew, poll_after_ms: POLL_AFTER_MS });
     if server.internal.disconnect_requested {
         return answer(AgentCommand::Disconnect, false);
     }
     let staging = &server.internal.staging;
-    let volumes: Vec<_> = staging
-        .iter()
-        .filter(|d| d.attached)
-        .filter_map(|d| d.volume.clone())
-        .collect();
-    let Some(replicator) = server
-        .internal
-        .replicator
-        .as_ref()
-        .filter(|_| volumes.len() == staging.len())
-    else {
+    let volumes: Vec<_> = staging.iter().filter(|d| d.attached).filter_map(|d| d.volume.clone()).collect();
+    let Some(replicator) = server.internal.replicator.as_ref().filter(|_| volumes.len() == staging.len()) else {
         return answer(AgentCommand::Wait, false);
     };
     if identity.volumes != volumes {
@@ -414,26 +303,19 @@ async fn directive(
     answer(replicate(server, replicator.addresses, volumes), false)
 }
 
-fn replicate(
-    server: &SourceServer,
-    replicator_addresses: Vec<String>,
-    volumes: Vec<VolumeId>,
-) -> AgentCommand {
-    let disks = server.internal.staging.iter().zip(volumes).zip(0u8..).map(
-        |((disk, volume), disk_index)| DiskTarget {
-            disk_index,
-            device_name: disk.device_name.clone(),
-            size_bytes: disk.size_bytes,
-            volume,
-        },
-    );
+fn replicate(server: &SourceServer, replicator_addresses: Vec<String>, volumes: Vec<VolumeId>) -> AgentCommand {
+    let disks = server.internal.staging.iter().zip(volumes).zip(0u8..).map(|((disk, volume), disk_index)| DiskTarget {
+        disk_index,
+        device_name: disk.device_name.clone(),
+        size_bytes: disk.size_bytes,
+        volume,
+    });
     AgentCommand::Replicate {
         replicator_addresses,
         disks: disks.collect(),
         checkpoint: server.internal.checkpoint.requested,
         // Mbit/s to bytes a second.
-        throttle_bytes_per_second: server.internal.replication.settings.bandwidth_throttling
-            * 125_000,
+        throttle_bytes_per_second: server.internal.replication.settings.bandwidth_throttling * 125_000,
     }
 }
 
@@ -448,31 +330,17 @@ pub async fn agent_renew(
 ) -> LinkResult<IssuedCertificate> {
     let id = agent_of(identity)?;
     let server = crate::operations::load_server(ports, &id).await?;
-    let volumes: Vec<_> = server
-        .internal
-        .staging
-        .iter()
-        .filter_map(|d| d.volume.clone())
-        .collect();
+    let volumes: Vec<_> = server.internal.staging.iter().filter_map(|d| d.volume.clone()).collect();
     let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
     let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
     if hex(&Sha256::digest(&key)) != server.internal.public_key_sha256 {
-        return Err(invalid(
-            "csr",
-            "the key is not the one that the agent enrolled with",
-        ));
+        return Err(invalid("csr", "the key is not the one that the agent enrolled with"));
     }
-    let subject = Subject::Agent {
-        server: id.clone(),
-        volumes: volumes.clone(),
-    };
+    let subject = Subject::Agent { server: id.clone(), volumes: volumes.clone() };
     let issued = issue(ports, &authority, &request.csr, &subject)?;
     repo::update_server(ports, &id, |server| {
         use_certificate(server, &identity.serial)?;
-        server
-            .internal
-            .certificate_serials
-            .push(issued.serial_hex.clone());
+        server.internal.certificate_serials.push(issued.serial_hex.clone());
         server.internal.paired_volumes.clone_from(&volumes);
         Ok::<_, OperationError>(())
     })
@@ -484,24 +352,16 @@ pub async fn agent_renew(
 ///
 /// # Errors
 /// `Denied` for a wrong or used token.
-pub async fn replicator_enrol(
-    ports: &Ports,
-    request: &ReplicatorEnrolRequest,
-) -> LinkResult<IssuedCertificate> {
+pub async fn replicator_enrol(ports: &Ports, request: &ReplicatorEnrolRequest) -> LinkResult<IssuedCertificate> {
     let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
-    let subject = Subject::Replicator {
-        id: request.replicator.clone(),
-    };
+    let subject = Subject::Replicator { id: request.replicator.clone() };
     let issued = issue(ports, &authority, &request.csr, &subject)?;
     let token_sha256 = hex(&Sha256::digest(request.token.as_bytes()));
     let enrolled = repo::update_replicator(ports, &request.replicator, |replicator| {
         // A token serves again until the certificate it gave was used: its answer may have been lost.
         let usable = replicator.last_seen.is_none() || replicator.certificate_serial.is_none();
         if !usable || replicator.enrol_token_sha256 != token_sha256 {
-            return Err(PortError::new(
-                PortErrorKind::Denied,
-                "the replication server's token is wrong or was used",
-            ));
+            return Err(PortError::new(PortErrorKind::Denied, "the replication server's token is wrong or was used"));
         }
         replicator.certificate_serial = Some(issued.serial_hex.clone());
         Ok(())
@@ -519,22 +379,12 @@ pub async fn replicator_poll(
     identity: &CertificateIdentity,
     report: &ReplicatorReport,
 ) -> LinkResult<ReplicatorDirective> {
-    let id = identity
-        .replicator
-        .clone()
-        .ok_or_else(|| denied("the certificate is not a replication server's"))?;
+    let id = identity.replicator.clone().ok_or_else(|| denied("the certificate is not a replication server's"))?;
     let now = ports.clock.now();
-    let addresses: Vec<_> = ports
-        .replicator_hosts
-        .iter()
-        .map(|host| format!("{host}:{}", report.port))
-        .collect();
+    let addresses: Vec<_> = ports.replicator_hosts.iter().map(|host| format!("{host}:{}", report.port)).collect();
     let (replicator, ()) = repo::update_replicator(ports, &id, |replicator| {
         if replicator.certificate_serial.as_ref() != Some(&identity.serial) {
-            return Err(PortError::new(
-                PortErrorKind::Denied,
-                "the certificate was replaced or withdrawn",
-            ));
+            return Err(PortError::new(PortErrorKind::Denied, "the certificate was replaced or withdrawn"));
         }
         replicator.last_seen = Some(now);
         replicator.addresses.clone_from(&addresses);
@@ -553,11 +403,7 @@ async fn record_server_report(
     report: &ServerReport,
     now: Timestamp,
 ) -> LinkResult<()> {
-    if !replicator
-        .assignments
-        .iter()
-        .any(|a| a.server == report.server)
-    {
+    if !replicator.assignments.iter().any(|a| a.server == report.server) {
         return Ok(());
     }
     let recorded = repo::update_server(ports, &report.server, |server| {
@@ -583,46 +429,26 @@ async fn record_server_report(
     }
 }
 
-async fn replicator_directive(
-    ports: &Ports,
-    replicator: ReplicationServer,
-) -> LinkResult<ReplicatorDirective> {
+async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> LinkResult<ReplicatorDirective> {
     let mut releases = std::collections::BTreeMap::new();
     for assignment in &replicator.assignments {
-        if let Some((server, _)) =
-            repo::find::<SourceServer>(ports, assignment.server.as_str()).await?
-        {
-            releases.insert(
-                assignment.server.clone(),
-                server.internal.checkpoint.released,
-            );
+        if let Some((server, _)) = repo::find::<SourceServer>(ports, assignment.server.as_str()).await? {
+            releases.insert(assignment.server.clone(), server.internal.checkpoint.released);
         }
     }
-    Ok(ReplicatorDirective {
-        assignments: replicator.assignments,
-        releases,
-        poll_after_ms: POLL_AFTER_MS,
-    })
+    Ok(ReplicatorDirective { assignments: replicator.assignments, releases, poll_after_ms: POLL_AFTER_MS })
 }
 
 fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {
-    identity
-        .server
-        .clone()
-        .ok_or_else(|| denied("the certificate is not an agent's"))
+    identity.server.clone().ok_or_else(|| denied("the certificate is not an agent's"))
 }
 
 fn issue(ports: &Ports, authority: &Authority, csr: &str, subject: &Subject) -> LinkResult<Issued> {
-    authority
-        .issue(csr, subject, ports.clock.now(), CERTIFICATE_DAYS)
-        .map_err(|e| invalid("csr", e))
+    authority.issue(csr, subject, ports.clock.now(), CERTIFICATE_DAYS).map_err(|e| invalid("csr", e))
 }
 
 fn certificates(authority: &Authority, issued: Issued) -> IssuedCertificate {
-    IssuedCertificate {
-        certificate: issued.certificate_pem,
-        ca_certificate: authority.certificate_pem().to_owned(),
-    }
+    IssuedCertificate { certificate: issued.certificate_pem, ca_certificate: authority.certificate_pem().to_owned() }
 }
 
 fn denied(message: &str) -> OperationError {
@@ -630,10 +456,7 @@ fn denied(message: &str) -> OperationError {
 }
 
 fn invalid(field: &'static str, message: impl ToString) -> OperationError {
-    OperationError::Validation {
-        field,
-        message: message.to_string(),
-    }
+    OperationError::Validation { field, message: message.to_string() }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,8 +1,6 @@
 //! What nobody reports: an agent that is not heard of any more.
 
-use rehost_model::replication::{
-    DataReplicationError, DataReplicationErrorString, DataReplicationState,
-};
+use rehost_model::replication::{DataReplicationError, DataReplicationErrorString, DataReplicationState};
 use rehost_model::{SourceServer, Timestamp};
 
 use crate::ports::{PortResult, Ports};
@@ -36,10 +34,7 @@ fn is_silent(server: &SourceServer, now: Timestamp) -> bool {
     let state = server.data_replication_info.data_replication_state;
     let last_seen = server.life_cycle.last_seen_by_service_date_time;
     let silent = last_seen.is_none_or(|seen| now.ms_since(seen) > AGENT_NOT_SEEN_AFTER_MS);
-    silent
-        && state.is_active()
-        && state != DataReplicationState::Stalled
-        && !server.internal.disconnect_requested
+    silent && state.is_active() && state != DataReplicationState::Stalled && !server.internal.disconnect_requested
 }
 
 fn mark_not_seen(server: &mut SourceServer) {
@@ -50,8 +45,6 @@ fn mark_not_seen(server: &mut SourceServer) {
     );
     let info = &mut server.data_replication_info;
     info.data_replication_state = DataReplicationState::Stalled;
-    info.data_replication_error = Some(DataReplicationError {
-        error: DataReplicationErrorString::AgentNotSeen,
-        raw_error,
-    });
+    info.data_replication_error =
+        Some(DataReplicationError { error: DataReplicationErrorString::AgentNotSeen, raw_error });
 }

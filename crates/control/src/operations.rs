@@ -23,21 +23,11 @@ pub const MAX_BANDWIDTH_MBIT: u64 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OperationError {
     #[error("the {resource_type} {resource_id} does not exist; list what exists and check the id")]
-    NotFound {
-        resource_type: &'static str,
-        resource_id: String,
-    },
+    NotFound { resource_type: &'static str, resource_id: String },
     #[error("{message}")]
-    Conflict {
-        message: String,
-        resource_type: &'static str,
-        resource_id: String,
-    },
+    Conflict { message: String, resource_type: &'static str, resource_id: String },
     #[error("{field}: {message}")]
-    Validation {
-        message: String,
-        field: &'static str,
-    },
+    Validation { message: String, field: &'static str },
     #[error(transparent)]
     Port(#[from] PortError),
 }
@@ -45,11 +35,7 @@ pub enum OperationError {
 impl OperationError {
     pub(crate) fn conflict(server: &ServerId, message: impl ToString) -> Self {
         let (resource_type, resource_id) = ("SourceServer", server.to_string());
-        Self::Conflict {
-            message: message.to_string(),
-            resource_type,
-            resource_id,
-        }
+        Self::Conflict { message: message.to_string(), resource_type, resource_id }
     }
 
     fn illegal(server: &ServerId, error: IllegalTransition) -> Self {
@@ -59,10 +45,7 @@ impl OperationError {
     /// Says which resource a `NotFound` of the store was about.
     fn about(self, resource_type: &'static str, resource_id: &str) -> Self {
         match self {
-            Self::Port(e) if e.is_not_found() => Self::NotFound {
-                resource_type,
-                resource_id: resource_id.to_owned(),
-            },
+            Self::Port(e) if e.is_not_found() => Self::NotFound { resource_type, resource_id: resource_id.to_owned() },
             other => other,
         }
     }
@@ -83,29 +66,20 @@ pub struct ServerFilter {
 ///
 /// # Errors
 /// Those of the store. Ids that do not exist are left out, as MGN does.
-pub async fn describe_source_servers(
-    ports: &Ports,
-    filter: &ServerFilter,
-) -> OperationResult<Vec<SourceServer>> {
+pub async fn describe_source_servers(ports: &Ports, filter: &ServerFilter) -> OperationResult<Vec<SourceServer>> {
     let mut servers: Vec<SourceServer> = match filter.ids.as_slice() {
         [] => repo::list(ports, "").await?,
         ids => {
             let mut found = Vec::new();
             for id in ids.iter().collect::<BTreeSet<_>>() {
-                found.extend(
-                    repo::find::<SourceServer>(ports, id.as_str())
-                        .await?
-                        .map(|(server, _)| server),
-                );
+                found.extend(repo::find::<SourceServer>(ports, id.as_str()).await?.map(|(server, _)| server));
             }
             found
         }
     };
     let archived = filter.is_archived.unwrap_or(false);
     let states = &filter.states;
-    servers.retain(|s| {
-        s.is_archived == archived && (states.is_empty() || states.contains(&s.life_cycle.state))
-    });
+    servers.retain(|s| s.is_archived == archived && (states.is_empty() || states.contains(&s.life_cycle.state)));
     Ok(servers)
 }
 
@@ -114,11 +88,7 @@ pub async fn describe_source_servers(
 /// # Errors
 /// `Validation` for an empty, doubled or overlong list; `NotFound`, or `Conflict` when any of the servers is not ready: then
 /// none was changed.
-pub async fn start_test(
-    ports: &Ports,
-    servers: &[ServerId],
-    tags: BTreeMap<String, String>,
-) -> OperationResult<Job> {
+pub async fn start_test(ports: &Ports, servers: &[ServerId], tags: BTreeMap<String, String>) -> OperationResult<Job> {
     start_launch(ports, servers, tags, InitiatedBy::StartTest).await
 }
 
@@ -143,12 +113,7 @@ async fn start_launch(
     check_server_list(servers)?;
     for id in servers {
         let mut server = load_server(ports, id).await?;
-        begin_launch(
-            &mut server,
-            initiated_by,
-            &JobId::generate(),
-            ports.clock.now(),
-        )?;
+        begin_launch(&mut server, initiated_by, &JobId::generate(), ports.clock.now())?;
     }
     let job = jobs::create(ports, servers, tags, initiated_by).await?;
     for id in servers {
@@ -173,28 +138,17 @@ pub(crate) fn begin_launch(
 ) -> OperationResult<LifeCycleState> {
     let id = server.source_server_id.clone();
     if let Some(active) = &server.internal.active_job {
-        let message =
-            format!("the job {active} is at work on the server {id}; wait until it is over");
+        let message = format!("the job {active} is at work on the server {id}; wait until it is over");
         return Err(OperationError::conflict(&id, message));
     }
     let before = server.life_cycle.state;
-    let initiated = Some(LaunchRecordEntry {
-        api_call_date_time: now,
-        job_id: Some(job.clone()),
-    });
-    let record = Some(LaunchRecord {
-        initiated,
-        ..LaunchRecord::default()
-    });
+    let initiated = Some(LaunchRecordEntry { api_call_date_time: now, job_id: Some(job.clone()) });
+    let record = Some(LaunchRecord { initiated, ..LaunchRecord::default() });
     if initiated_by == InitiatedBy::StartCutover {
-        server
-            .apply(LifeCycleCommand::StartCutover)
-            .map_err(|e| OperationError::illegal(&id, e))?;
+        server.apply(LifeCycleCommand::StartCutover).map_err(|e| OperationError::illegal(&id, e))?;
         server.life_cycle.last_cutover = record;
     } else {
-        server
-            .apply(LifeCycleCommand::StartTest)
-            .map_err(|e| OperationError::illegal(&id, e))?;
+        server.apply(LifeCycleCommand::StartTest).map_err(|e| OperationError::illegal(&id, e))?;
         server.life_cycle.last_test = record;
     }
     server.internal.active_job = Some(job.clone());
@@ -217,18 +171,11 @@ pub async fn change_server_life_cycle_state(
     let now = ports.clock.now();
     let (server, _) = change_idle_server(ports, id, |server| {
         let before = server.life_cycle.state;
-        server
-            .apply(LifeCycleCommand::Mark(target))
-            .map_err(|e| OperationError::illegal(id, e))?;
-        let entry = Some(LaunchRecordEntry {
-            api_call_date_time: now,
-            job_id: None,
-        });
+        server.apply(LifeCycleCommand::Mark(target)).map_err(|e| OperationError::illegal(id, e))?;
+        let entry = Some(LaunchRecordEntry { api_call_date_time: now, job_id: None });
         let life_cycle = &mut server.life_cycle;
         match before {
-            LifeCycleState::CuttingOver => {
-                life_cycle.last_cutover.get_or_insert_default().reverted = entry
-            }
+            LifeCycleState::CuttingOver => life_cycle.last_cutover.get_or_insert_default().reverted = entry,
             _ if target == LifeCycleState::ReadyForCutover => {
                 life_cycle.last_test.get_or_insert_default().finalized = entry;
             }
@@ -250,14 +197,9 @@ pub async fn change_server_life_cycle_state(
 pub async fn finalize_cutover(ports: &Ports, id: &ServerId) -> OperationResult<SourceServer> {
     let now = ports.clock.now();
     let (server, _) = change_idle_server(ports, id, |server| {
-        server
-            .apply(LifeCycleCommand::FinalizeCutover)
-            .map_err(|e| OperationError::illegal(id, e))?;
+        server.apply(LifeCycleCommand::FinalizeCutover).map_err(|e| OperationError::illegal(id, e))?;
         let record = server.life_cycle.last_cutover.get_or_insert_default();
-        record.finalized = Some(LaunchRecordEntry {
-            api_call_date_time: now,
-            job_id: None,
-        });
+        record.finalized = Some(LaunchRecordEntry { api_call_date_time: now, job_id: None });
         server.request_disconnect();
         Ok(())
     })
@@ -270,14 +212,9 @@ pub async fn finalize_cutover(ports: &Ports, id: &ServerId) -> OperationResult<S
 ///
 /// # Errors
 /// `NotFound`; `Conflict` when it does not replicate or a job is at work on it.
-pub async fn disconnect_from_service(
-    ports: &Ports,
-    id: &ServerId,
-) -> OperationResult<SourceServer> {
+pub async fn disconnect_from_service(ports: &Ports, id: &ServerId) -> OperationResult<SourceServer> {
     let (server, _) = change_idle_server(ports, id, |server| {
-        server
-            .apply(LifeCycleCommand::Disconnect)
-            .map_err(|e| OperationError::illegal(id, e))?;
+        server.apply(LifeCycleCommand::Disconnect).map_err(|e| OperationError::illegal(id, e))?;
         server.request_disconnect();
         Ok(())
     })
@@ -294,9 +231,12 @@ pub async fn mark_as_archived(ports: &Ports, id: &ServerId) -> OperationResult<S
     let (server, _) = change_idle_server(ports, id, |server| {
         let state = server.life_cycle.state;
         if !may_archive(state) {
-            let message = format!(
-                "the server is {state}; only a CUTOVER or DISCONNECTED server can be archived"
-            );
+            let message = format!("the server is {state}; only a CUTOVER or DISCONNECTED server can be archived");
+            return Err(OperationError::conflict(id, message));
+        }
+        if server.data_replication_info.data_replication_state.is_active() {
+            let message =
+                format!("the staging resources of the server {id} are still being removed; try again in a minute");
             return Err(OperationError::conflict(id, message));
         }
         server.is_archived = true;
@@ -321,10 +261,7 @@ pub async fn terminate_target_instances(
         let server = load_server(ports, id).await?;
         check_idle(&server)?;
         if server.launched_instance.is_none() {
-            return Err(OperationError::conflict(
-                id,
-                format!("the server {id} has no launched instance"),
-            ));
+            return Err(OperationError::conflict(id, format!("the server {id} has no launched instance")));
         }
     }
     jobs::start_terminate(ports, servers, tags).await
@@ -347,9 +284,7 @@ pub async fn describe_jobs(ports: &Ports, filter: &JobFilter) -> OperationResult
     jobs.retain(|job| {
         let created = job.creation_date_time;
         let wanted = filter.ids.is_empty() || filter.ids.contains(&job.job_id);
-        wanted
-            && filter.from.is_none_or(|from| created >= from)
-            && filter.to.is_none_or(|to| created <= to)
+        wanted && filter.from.is_none_or(|from| created >= from) && filter.to.is_none_or(|to| created <= to)
     });
     jobs.sort_by(|a, b| (b.creation_date_time, &b.job_id).cmp(&(a.creation_date_time, &a.job_id)));
     Ok(jobs)
@@ -360,9 +295,7 @@ pub async fn describe_jobs(ports: &Ports, filter: &JobFilter) -> OperationResult
 /// # Errors
 /// `NotFound`, and those of the store.
 pub async fn describe_job_log_items(ports: &Ports, id: &JobId) -> OperationResult<Vec<JobLogItem>> {
-    let job: Job = repo::load(ports, id.as_str())
-        .await
-        .map_err(|e| not_found(e, "Job", id.as_str()))?;
+    let job: Job = repo::load(ports, id.as_str()).await.map_err(|e| not_found(e, "Job", id.as_str()))?;
     Ok(job.log)
 }
 
@@ -387,25 +320,11 @@ pub async fn update_server_settings(
     id: &ServerId,
     settings: &ServerSettings,
 ) -> OperationResult<SourceServer> {
-    let out_of_range = |field, message: &str| {
-        Err(OperationError::Validation {
-            field,
-            message: message.to_owned(),
-        })
-    };
-    if settings
-        .bandwidth_throttling
-        .is_some_and(|mbit| mbit > MAX_BANDWIDTH_MBIT)
-    {
-        return out_of_range(
-            "bandwidthThrottling",
-            "must be 0 (no limit) to 10000 Mbit/s",
-        );
+    let out_of_range = |field, message: &str| Err(OperationError::Validation { field, message: message.to_owned() });
+    if settings.bandwidth_throttling.is_some_and(|mbit| mbit > MAX_BANDWIDTH_MBIT) {
+        return out_of_range("bandwidthThrottling", "must be 0 (no limit) to 10000 Mbit/s");
     }
-    if settings
-        .verify_timeout_seconds
-        .is_some_and(|s| !(10..=86_400).contains(&s))
-    {
+    if settings.verify_timeout_seconds.is_some_and(|s| !(10..=86_400).contains(&s)) {
         return out_of_range("verifyTimeoutSeconds", "must be 10 to 86400 seconds");
     }
     if settings.probes.as_ref().is_some_and(|p| p.len() > 16) {
@@ -415,10 +334,7 @@ pub async fn update_server_settings(
         apply_settings(server, settings);
         Ok::<_, OperationError>(())
     });
-    changed
-        .await
-        .map(|(server, ())| server)
-        .map_err(|e| e.about("SourceServer", id.as_str()))
+    changed.await.map(|(server, ())| server).map_err(|e| e.about("SourceServer", id.as_str()))
 }
 
 fn apply_settings(server: &mut SourceServer, settings: &ServerSettings) {
@@ -441,17 +357,9 @@ fn apply_settings(server: &mut SourceServer, settings: &ServerSettings) {
 }
 
 fn check_server_list(servers: &[ServerId]) -> OperationResult<()> {
-    let invalid = |message: String| {
-        Err(OperationError::Validation {
-            field: "sourceServerIDs",
-            message,
-        })
-    };
+    let invalid = |message: String| Err(OperationError::Validation { field: "sourceServerIDs", message });
     if servers.is_empty() || servers.len() > MAX_SERVERS_PER_JOB {
-        return invalid(format!(
-            "1 to {MAX_SERVERS_PER_JOB} servers, not {}",
-            servers.len()
-        ));
+        return invalid(format!("1 to {MAX_SERVERS_PER_JOB} servers, not {}", servers.len()));
     }
     if servers.iter().collect::<BTreeSet<_>>().len() != servers.len() {
         return invalid("a server is named twice".to_owned());
@@ -463,8 +371,7 @@ fn check_idle(server: &SourceServer) -> OperationResult<()> {
     let id = &server.source_server_id;
     match &server.internal.active_job {
         Some(job) => {
-            let message =
-                format!("the job {job} is at work on the server {id}; wait until it is over");
+            let message = format!("the job {job} is at work on the server {id}; wait until it is over");
             Err(OperationError::conflict(id, message))
         }
         None => Ok(()),
@@ -480,15 +387,11 @@ async fn change_idle_server(
         check_idle(server)?;
         change(server)
     });
-    changed
-        .await
-        .map_err(|e| e.about("SourceServer", id.as_str()))
+    changed.await.map_err(|e| e.about("SourceServer", id.as_str()))
 }
 
 pub(crate) async fn load_server(ports: &Ports, id: &ServerId) -> OperationResult<SourceServer> {
-    repo::server(ports, id)
-        .await
-        .map_err(|e| not_found(e, "SourceServer", id.as_str()))
+    repo::server(ports, id).await.map_err(|e| not_found(e, "SourceServer", id.as_str()))
 }
 
 fn not_found(error: PortError, resource_type: &'static str, resource_id: &str) -> OperationError {

@@ -11,9 +11,7 @@ use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::link::BootFirmware;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{
-    ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, Timestamp, VolumeId,
-};
+use rehost_model::{ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, Timestamp, VolumeId};
 use serde_json::Value;
 
 use crate::PortError;
@@ -76,10 +74,7 @@ pub struct ItemKey {
 impl ItemKey {
     /// The key of the item `id` of `kind`.
     pub fn new(kind: Kind, id: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            id: id.to_string(),
-        }
+        Self { kind, id: id.to_string() }
     }
 }
 
@@ -108,12 +103,7 @@ pub trait Store: Send + Sync {
 
     /// Writes the item if its present version is `expected` (`None`: if it does not exist); gives the new version.
     /// `Conflict` otherwise, and nothing is written.
-    async fn put(
-        &self,
-        key: &ItemKey,
-        body: Value,
-        expected: Option<Version>,
-    ) -> PortResult<Version>;
+    async fn put(&self, key: &ItemKey, body: Value, expected: Option<Version>) -> PortResult<Version>;
 
     /// Deletes the item if its version is `expected`. `Conflict` otherwise; deleting what does not exist is a success.
     async fn delete(&self, key: &ItemKey, expected: Version) -> PortResult<()>;
@@ -131,22 +121,9 @@ impl ClientToken {
     /// The token of these parts, in this order. They are joined by `-` when that is short enough, else hashed.
     #[must_use]
     pub fn derive(parts: &[&str]) -> Self {
-        let joined: String = parts
-            .join("-")
-            .chars()
-            .map(|c| {
-                if c.is_ascii_alphanumeric() || c == '-' {
-                    c
-                } else {
-                    '-'
-                }
-            })
-            .collect();
-        if joined.len() <= 64 {
-            Self(joined)
-        } else {
-            Self(hash_hex(parts))
-        }
+        let joined: String =
+            parts.join("-").chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect();
+        if joined.len() <= 64 { Self(joined) } else { Self(hash_hex(parts)) }
     }
 
     /// The token's text.
@@ -264,10 +241,7 @@ pub struct TaggedResource {
 #[async_trait]
 pub trait Compute: Send + Sync {
     /// The security group of the replication servers, made if need be; `None` where the region has none.
-    async fn ensure_security_group(
-        &self,
-        settings: &ReplicationSettings,
-    ) -> PortResult<Option<SecurityGroupId>>;
+    async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>>;
 
     /// Launches a replication server.
     async fn launch_replication_server(
@@ -283,18 +257,10 @@ pub trait Compute: Send + Sync {
     async fn delete_volume(&self, volume: &VolumeId) -> PortResult<()>;
 
     /// Attaches a staging volume to a replication server; gives where it is found there (see `Assignment::location`).
-    async fn attach_volume(
-        &self,
-        volume: &VolumeId,
-        replication_server: &InstanceId,
-    ) -> PortResult<String>;
+    async fn attach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<String>;
 
     /// Undoes [`Self::attach_volume`].
-    async fn detach_volume(
-        &self,
-        volume: &VolumeId,
-        replication_server: &InstanceId,
-    ) -> PortResult<()>;
+    async fn detach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<()>;
 
     /// Takes snapshots of all these volumes at one point, in their order. The caller sees to it that nobody writes to them.
     async fn create_snapshots(
@@ -311,24 +277,13 @@ pub trait Compute: Send + Sync {
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()>;
 
     /// Launches a conversion server.
-    async fn start_conversion(
-        &self,
-        spec: &ConversionSpec,
-        token: &ClientToken,
-    ) -> PortResult<InstanceId>;
+    async fn start_conversion(&self, spec: &ConversionSpec, token: &ClientToken) -> PortResult<InstanceId>;
 
     /// How far it is.
-    async fn conversion_progress(
-        &self,
-        conversion_server: &InstanceId,
-    ) -> PortResult<ConversionProgress>;
+    async fn conversion_progress(&self, conversion_server: &InstanceId) -> PortResult<ConversionProgress>;
 
     /// Launches a copy.
-    async fn run_instance(
-        &self,
-        spec: &InstanceSpec,
-        token: &ClientToken,
-    ) -> PortResult<InstanceId>;
+    async fn run_instance(&self, spec: &InstanceSpec, token: &ClientToken) -> PortResult<InstanceId>;
 
     /// The instance; `None` when it does not exist (any more).
     async fn instance(&self, id: &InstanceId) -> PortResult<Option<Instance>>;
@@ -343,10 +298,7 @@ pub trait Compute: Send + Sync {
     async fn terminate_instance(&self, id: &InstanceId) -> PortResult<()>;
 
     /// Every resource with the tag `rehost:server`, of one server if named.
-    async fn tagged_resources(
-        &self,
-        server: Option<&rehost_model::ServerId>,
-    ) -> PortResult<Vec<TaggedResource>>;
+    async fn tagged_resources(&self, server: Option<&rehost_model::ServerId>) -> PortResult<Vec<TaggedResource>>;
 }
 
 /// Objects by key: reports, manifests, software.

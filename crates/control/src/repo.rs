@@ -65,17 +65,13 @@ impl Aggregate for LedgerEntry {
 
 fn decode<T: Aggregate>(item: &Item) -> PortResult<T> {
     serde_json::from_value(item.body.clone()).map_err(|e| {
-        let what = format!(
-            "the stored item {} (version {}) cannot be read: {e}",
-            item.key, item.version
-        );
+        let what = format!("the stored item {} (version {}) cannot be read: {e}", item.key, item.version);
         PortError::invalid(what + "; restore it from a backup, or delete it if it is not needed")
     })
 }
 
 fn encode<T: Aggregate>(value: &T) -> PortResult<serde_json::Value> {
-    serde_json::to_value(value)
-        .map_err(|e| PortError::invalid(format!("cannot write {}: {e}", value.id())))
+    serde_json::to_value(value).map_err(|e| PortError::invalid(format!("cannot write {}: {e}", value.id())))
 }
 
 /// The aggregate and its version, or `None`.
@@ -89,18 +85,14 @@ pub(crate) async fn find<T: Aggregate>(ports: &Ports, id: &str) -> PortResult<Op
 /// The aggregate; `NotFound` when there is none.
 pub(crate) async fn load<T: Aggregate>(ports: &Ports, id: &str) -> PortResult<T> {
     let found = find::<T>(ports, id).await?;
-    found.map(|(value, _)| value).ok_or_else(|| {
-        PortError::not_found(format!("{} does not exist", ItemKey::new(T::KIND, id)))
-    })
+    found
+        .map(|(value, _)| value)
+        .ok_or_else(|| PortError::not_found(format!("{} does not exist", ItemKey::new(T::KIND, id))))
 }
 
 /// Writes an aggregate that must not exist yet.
 pub(crate) async fn create<T: Aggregate>(ports: &Ports, value: &T) -> PortResult<()> {
-    ports
-        .store
-        .put(&ItemKey::new(T::KIND, value.id()), encode(value)?, None)
-        .await
-        .map(|_| ())
+    ports.store.put(&ItemKey::new(T::KIND, value.id()), encode(value)?, None).await.map(|_| ())
 }
 
 /// Deletes an aggregate whatever its version; a success when there is none.
@@ -120,13 +112,7 @@ pub(crate) async fn remove<T: Aggregate>(ports: &Ports, id: &str) -> PortResult<
 
 /// Every aggregate of a kind whose id starts with `prefix`.
 pub(crate) async fn list<T: Aggregate>(ports: &Ports, prefix: &str) -> PortResult<Vec<T>> {
-    ports
-        .store
-        .list(T::KIND, prefix)
-        .await?
-        .iter()
-        .map(decode)
-        .collect()
+    ports.store.list(T::KIND, prefix).await?.iter().map(decode).collect()
 }
 
 /// Reads, changes and writes an aggregate, from the start again when another writer was faster; so `change` must decide by
@@ -161,9 +147,7 @@ where
 }
 
 fn too_many_conflicts(key: &ItemKey) -> PortError {
-    PortError::conflict(format!(
-        "{key} was changed {MAX_CONFLICTS} times while it was being written; try again"
-    ))
+    PortError::conflict(format!("{key} was changed {MAX_CONFLICTS} times while it was being written; try again"))
 }
 
 /// [`update`] for a source server: what changed becomes events, written with the change and then published.

@@ -17,20 +17,13 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let snapshots: Vec<SnapshotId> = state.member("snapshots")?;
     let volumes = clone_volumes(ports, &context, &snapshots).await?;
     let conversion_server = start(ports, &context, volumes).await?;
-    match ports
-        .compute
-        .conversion_progress(&conversion_server)
-        .await?
-    {
+    match ports.compute.conversion_progress(&conversion_server).await? {
         ConversionProgress::Running => in_progress(1),
         ConversionProgress::Died(what) => {
-            let cause =
-                format!("the conversion server {conversion_server} ended without a report: {what}");
+            let cause = format!("the conversion server {conversion_server} ended without a report: {what}");
             Err(failed(ports, &context, &conversion_server, &cause).await?)
         }
-        ConversionProgress::Reported(report) => {
-            take_in(ports, &context, &conversion_server, &report).await
-        }
+        ConversionProgress::Reported(report) => take_in(ports, &context, &conversion_server, &report).await,
     }
 }
 
@@ -44,28 +37,17 @@ async fn clone_volumes(
         return Ok(context.work.volumes.clone());
     }
     let mut volumes = Vec::new();
-    for (index, (snapshot, disk)) in snapshots
-        .iter()
-        .zip(&context.server.internal.staging)
-        .enumerate()
-    {
-        let token =
-            ClientToken::derive(&[job.as_str(), server.as_str(), "disk", &index.to_string()]);
-        let planned = Planned {
-            server,
-            kind: ResourceKind::Volume,
-            purpose: context.purpose(),
-            job: Some(job),
-            token: &token,
-        };
+    for (index, (snapshot, disk)) in snapshots.iter().zip(&context.server.internal.staging).enumerate() {
+        let token = ClientToken::derive(&[job.as_str(), server.as_str(), "disk", &index.to_string()]);
+        let planned =
+            Planned { server, kind: ResourceKind::Volume, purpose: context.purpose(), job: Some(job), token: &token };
         let spec = VolumeSpec {
             size_bytes: disk.size_bytes,
             from_snapshot: Some(snapshot.clone()),
             staging_disk_type: rehost_model::settings::StagingDiskType::Gp3,
             tags: planned.tags(),
         };
-        volumes
-            .push(ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?);
+        volumes.push(ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?);
     }
     context
         .record(ports, None, |work| {
@@ -76,35 +58,17 @@ async fn clone_volumes(
     Ok(volumes)
 }
 
-async fn start(
-    ports: &Ports,
-    context: &JobContext,
-    volumes: Vec<VolumeId>,
-) -> Result<InstanceId, StepError> {
+async fn start(ports: &Ports, context: &JobContext, volumes: Vec<VolumeId>) -> Result<InstanceId, StepError> {
     if let Some(conversion_server) = &context.work.conversion_server {
         return Ok(conversion_server.clone());
     }
     let (job, server) = (&context.job.job_id, &context.server.source_server_id);
     let token = ClientToken::derive(&[job.as_str(), server.as_str(), "convert"]);
-    let planned = Planned {
-        server,
-        kind: ResourceKind::Instance,
-        purpose: Purpose::Conversion,
-        job: Some(job),
-        token: &token,
-    };
+    let planned =
+        Planned { server, kind: ResourceKind::Instance, purpose: Purpose::Conversion, job: Some(job), token: &token };
     let request = super::launch::conversion_request(ports, &context.server, &volumes);
-    let spec = ConversionSpec {
-        volumes,
-        request,
-        tags: planned.tags(),
-    };
-    let conversion_server = ledger::make(
-        ports,
-        &planned,
-        ports.compute.start_conversion(&spec, &token),
-    )
-    .await?;
+    let spec = ConversionSpec { volumes, request, tags: planned.tags() };
+    let conversion_server = ledger::make(ports, &planned, ports.compute.start_conversion(&spec, &token)).await?;
     let data = data(context, &conversion_server, None);
     context
         .record(ports, Some((JobLogEvent::ConversionStart, data)), |work| {
@@ -120,25 +84,16 @@ async fn take_in(
     conversion_server: &InstanceId,
     report: &ConversionReport,
 ) -> Answer {
-    let key = format!(
-        "reports/{}/{}.json",
-        context.job.job_id, context.server.source_server_id
-    );
+    let key = format!("reports/{}/{}.json", context.job.job_id, context.server.source_server_id);
     let bytes = serde_json::to_vec_pretty(report).unwrap_or_default();
     ports.objects.put(&key, bytes).await?;
     if !report.outcome.is_launchable() {
-        let cause = report
-            .failure()
-            .unwrap_or_else(|| format!("{:?} without a reason; see {key}", report.outcome));
+        let cause = report.failure().unwrap_or_else(|| format!("{:?} without a reason; see {key}", report.outcome));
         return Err(failed(ports, context, conversion_server, &cause).await?);
     }
     remove_conversion_server(ports, context).await?;
     let data = data(context, conversion_server, None);
-    context
-        .record(ports, Some((JobLogEvent::ConversionEnd, data)), |work| {
-            work.conversion_done = true
-        })
-        .await?;
+    context.record(ports, Some((JobLogEvent::ConversionEnd, data)), |work| work.conversion_done = true).await?;
     done()
 }
 
@@ -149,9 +104,7 @@ async fn failed(
     cause: &str,
 ) -> Result<StepError, StepError> {
     let data = data(context, conversion_server, Some(cause.to_owned()));
-    context
-        .record(ports, Some((JobLogEvent::ConversionFail, data)), |_| {})
-        .await?;
+    context.record(ports, Some((JobLogEvent::ConversionFail, data)), |_| {}).await?;
     Ok(StepError::new("ConversionFailed", cause))
 }
 
@@ -163,14 +116,6 @@ async fn remove_conversion_server(ports: &Ports, context: &JobContext) -> Result
     Ok(ledger::remove(ports, entries.into_iter().filter(mine).collect()).await?)
 }
 
-fn data(
-    context: &JobContext,
-    conversion_server: &InstanceId,
-    raw_error: Option<String>,
-) -> JobLogEventData {
-    JobLogEventData {
-        conversion_server_id: Some(conversion_server.clone()),
-        raw_error,
-        ..context.event_data()
-    }
+fn data(context: &JobContext, conversion_server: &InstanceId, raw_error: Option<String>) -> JobLogEventData {
+    JobLogEventData { conversion_server_id: Some(conversion_server.clone()), raw_error, ..context.event_data() }
 }

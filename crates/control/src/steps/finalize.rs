@@ -18,10 +18,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
     let began = begin(ports, &server).await?;
     let waited_ms = ports.clock.now().ms_since(began);
-    if !server.internal.agent_stopped
-        && waited_ms < AGENT_LIMIT_MS
-        && is_heard_of(&server, ports.clock.now())
-    {
+    if !server.internal.agent_stopped && waited_ms < AGENT_LIMIT_MS && is_heard_of(&server, ports.clock.now()) {
         return in_progress(1);
     }
     leave_replicator(ports, &server).await?;
@@ -73,22 +70,13 @@ async fn leave_replicator(ports: &Ports, server: &SourceServer) -> Result<(), St
     let Some((replicator, _)) = repo::find::<ReplicationServer>(ports, id.as_str()).await? else {
         return Ok(());
     };
-    for assignment in replicator
-        .assignments
-        .iter()
-        .filter(|a| a.server == server.source_server_id)
-    {
+    for assignment in replicator.assignments.iter().filter(|a| a.server == server.source_server_id) {
         if let Some(instance) = &replicator.instance {
-            ports
-                .compute
-                .detach_volume(&assignment.volume, instance)
-                .await?;
+            ports.compute.detach_volume(&assignment.volume, instance).await?;
         }
     }
     let (replicator, ()) = repo::update_replicator(ports, id, |replicator| {
-        replicator
-            .assignments
-            .retain(|a| a.server != server.source_server_id);
+        replicator.assignments.retain(|a| a.server != server.source_server_id);
         // From here on nobody joins it, so that it can go without taking a newcomer's volumes with it.
         replicator.draining |= replicator.assignments.is_empty();
         Ok(())
@@ -100,11 +88,7 @@ async fn leave_replicator(ports: &Ports, server: &SourceServer) -> Result<(), St
     Ok(())
 }
 
-async fn remove_replicator(
-    ports: &Ports,
-    id: &ReplicatorId,
-    replicator: &ReplicationServer,
-) -> Result<(), PortError> {
+async fn remove_replicator(ports: &Ports, id: &ReplicatorId, replicator: &ReplicationServer) -> Result<(), PortError> {
     if let Some(instance) = &replicator.instance {
         ports.compute.terminate_instance(instance).await?;
     }
@@ -114,9 +98,7 @@ async fn remove_replicator(
 /// Staging, conversion and test resources go; a cutover instance and its volumes are only struck out of the ledger.
 async fn remove_resources(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
     let entries = ledger::entries(ports, &server.source_server_id).await?;
-    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries
-        .into_iter()
-        .partition(|e| e.purpose == Purpose::Cutover);
+    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries.into_iter().partition(|e| e.purpose == Purpose::Cutover);
     ledger::remove(ports, ours).await?;
     for entry in &users {
         ledger::strike_out(ports, entry).await?;

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use rehost_model::LifeCycleState;
+use rehost_model::replication::DataReplicationState;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Answer, State};
+use super::{Answer, State, in_progress};
 use crate::operations;
 use crate::ports::Ports;
 
@@ -35,11 +36,12 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     if let Some(job) = already_passed(gate, &server) {
         return Ok(json!({"status": "OPEN", "jobID": job}));
     }
-    if !open
-        || server.life_cycle.state != from
-        || server.internal.disconnect_requested && gate != Gate::Archive
-    {
+    if !open || server.life_cycle.state != from || server.internal.disconnect_requested && gate != Gate::Archive {
         return Ok(json!({"status": "CLOSED"}));
+    }
+    let replicates = server.data_replication_info.data_replication_state != DataReplicationState::Disconnected;
+    if gate == Gate::Archive && replicates {
+        return in_progress(2);
     }
     pass(ports, gate, &server).await
 }
@@ -48,9 +50,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
 fn already_passed(gate: Gate, server: &rehost_model::SourceServer) -> Option<rehost_model::JobId> {
     let active = server.internal.active_job.clone();
     match (gate, server.life_cycle.state) {
-        (Gate::Test, LifeCycleState::Testing) | (Gate::Cutover, LifeCycleState::CuttingOver) => {
-            active
-        }
+        (Gate::Test, LifeCycleState::Testing) | (Gate::Cutover, LifeCycleState::CuttingOver) => active,
         _ => None,
     }
 }
@@ -59,19 +59,10 @@ async fn pass(ports: &Ports, gate: Gate, server: &rehost_model::SourceServer) ->
     let id = &server.source_server_id;
     let servers = std::slice::from_ref(id);
     let job = match gate {
-        Gate::Test => Some(
-            operations::start_test(ports, servers, BTreeMap::new())
-                .await?
-                .job_id,
-        ),
-        Gate::Cutover => Some(
-            operations::start_cutover(ports, servers, BTreeMap::new())
-                .await?
-                .job_id,
-        ),
+        Gate::Test => Some(operations::start_test(ports, servers, BTreeMap::new()).await?.job_id),
+        Gate::Cutover => Some(operations::start_cutover(ports, servers, BTreeMap::new()).await?.job_id),
         Gate::ReadyForCutover => {
-            operations::change_server_life_cycle_state(ports, id, LifeCycleState::ReadyForCutover)
-                .await?;
+            operations::change_server_life_cycle_state(ports, id, LifeCycleState::ReadyForCutover).await?;
             None
         }
         Gate::Finalize => {

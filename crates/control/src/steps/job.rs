@@ -15,17 +15,11 @@ use crate::{PortError, events, jobs, ledger, repo};
 pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
     let id = state.server_id()?;
     let job: Job = repo::load(ports, state.job_id()?.as_str()).await?;
-    let participant = job
-        .participating_servers
-        .iter()
-        .find(|p| p.source_server_id == id);
+    let participant = job.participating_servers.iter().find(|p| p.source_server_id == id);
     match participant.map(|p| p.launch_status) {
         Some(status) if status.is_over() => Ok(json!({"status": "DONE", "launchStatus": status})),
         Some(_) => in_progress(2),
-        None => Err(StepError::new(
-            "InvalidInput",
-            format!("the server {id} takes no part in the job {}", job.job_id),
-        )),
+        None => Err(StepError::new("InvalidInput", format!("the server {id} takes no part in the job {}", job.job_id))),
     }
 }
 
@@ -57,11 +51,7 @@ pub(super) async fn complete(ports: &Ports, state: &State) -> Answer {
     let now = ports.clock.now();
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     repo::update_server(ports, id, |server| {
-        if let Some(launched) = server
-            .launched_instance
-            .as_mut()
-            .filter(|l| l.job_id == *job_id)
-        {
+        if let Some(launched) = server.launched_instance.as_mut().filter(|l| l.job_id == *job_id) {
             launched.first_boot = FirstBoot::Succeeded;
         }
         if server.internal.active_job.as_ref() == Some(job_id) {
@@ -98,35 +88,16 @@ pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
         target_instance_id: failed_instance.clone(),
         ..context.event_data()
     };
-    context
-        .record(ports, Some((failure_event(&context), data)), |_| {})
-        .await?;
-    context
-        .record(
-            ports,
-            Some((JobLogEvent::CleanupStart, context.event_data())),
-            |_| {},
-        )
-        .await?;
+    context.record(ports, Some((failure_event(&context), data)), |_| {}).await?;
+    context.record(ports, Some((JobLogEvent::CleanupStart, context.event_data())), |_| {}).await?;
     remove_of_job(ports, id, job_id).await?;
-    context
-        .record(
-            ports,
-            Some((JobLogEvent::CleanupEnd, context.event_data())),
-            |_| {},
-        )
-        .await?;
+    context.record(ports, Some((JobLogEvent::CleanupEnd, context.event_data())), |_| {}).await?;
     repo::update_server(ports, id, |server| {
-        if server
-            .launched_instance
-            .as_ref()
-            .is_some_and(|l| l.job_id == *job_id)
-        {
+        if server.launched_instance.as_ref().is_some_and(|l| l.job_id == *job_id) {
             server.launched_instance = None;
         }
         if server.internal.active_job.as_ref() == Some(job_id) {
-            let result =
-                json!({"jobID": job_id, "launchStatus": LaunchStatus::Failed, "error": cause});
+            let result = json!({"jobID": job_id, "launchStatus": LaunchStatus::Failed, "error": cause});
             events::record(server, now, EventType::LaunchResult, result);
         }
         Ok::<_, StepError>(())
@@ -159,12 +130,7 @@ fn failure_event(context: &JobContext) -> JobLogEvent {
 /// What the Catch of the state machine put into `error`.
 fn cause_of(state: &State) -> String {
     let text = |name: &str| -> Option<String> {
-        state
-            .members
-            .get("error")
-            .and_then(|e| e.get(name))
-            .and_then(|v| v.as_str())
-            .map(str::to_owned)
+        state.members.get("error").and_then(|e| e.get(name)).and_then(|v| v.as_str()).map(str::to_owned)
     };
     match (text("Error"), text("Cause")) {
         (Some(error), Some(cause)) if !cause.is_empty() => format!("{error}: {cause}"),
@@ -191,16 +157,9 @@ async fn remove_replaced(ports: &Ports, context: &JobContext) -> Result<(), Step
 }
 
 /// Removes an instance and the volumes that its job made for it.
-pub(super) async fn remove_instance(
-    ports: &Ports,
-    id: &ServerId,
-    instance: &str,
-) -> Result<(), StepError> {
+pub(super) async fn remove_instance(ports: &Ports, id: &ServerId, instance: &str) -> Result<(), StepError> {
     let entries = ledger::entries(ports, id).await?;
-    let job = entries
-        .iter()
-        .find(|e| e.resource.as_deref() == Some(instance))
-        .and_then(|e| e.job.clone());
+    let job = entries.iter().find(|e| e.resource.as_deref() == Some(instance)).and_then(|e| e.job.clone());
     match job {
         Some(job) => remove_of_job(ports, id, &job).await,
         None => Ok(()),
@@ -210,9 +169,7 @@ pub(super) async fn remove_instance(
 /// Removes everything that a job made for a server.
 async fn remove_of_job(ports: &Ports, id: &ServerId, job: &JobId) -> Result<(), StepError> {
     let entries = ledger::entries(ports, id).await?;
-    let mine = entries
-        .into_iter()
-        .filter(|e| e.job.as_ref() == Some(job) && e.purpose != Purpose::Staging);
+    let mine = entries.into_iter().filter(|e| e.job.as_ref() == Some(job) && e.purpose != Purpose::Staging);
     Ok(ledger::remove(ports, mine.collect()).await?)
 }
 

@@ -20,20 +20,12 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let context = JobContext::load(ports, state).await?;
     let (job, server) = (&context.job.job_id, &context.server.source_server_id);
     let token = ClientToken::derive(&[job.as_str(), server.as_str(), "launch"]);
-    let planned = Planned {
-        server,
-        kind: ResourceKind::Instance,
-        purpose: context.purpose(),
-        job: Some(job),
-        token: &token,
-    };
+    let planned =
+        Planned { server, kind: ResourceKind::Instance, purpose: context.purpose(), job: Some(job), token: &token };
     let spec = instance_spec(&context, &planned);
     let instance = ledger::make(ports, &planned, ports.compute.run_instance(&spec, &token)).await?;
     let now = ports.clock.now();
-    let data = JobLogEventData {
-        target_instance_id: Some(instance.clone()),
-        ..context.event_data()
-    };
+    let data = JobLogEventData { target_instance_id: Some(instance.clone()), ..context.event_data() };
     context
         .record(ports, Some((JobLogEvent::LaunchStart, data)), |work| {
             work.instance = Some(instance.clone());
@@ -47,29 +39,15 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
 fn instance_spec(context: &JobContext, planned: &Planned<'_>) -> InstanceSpec {
     let server = &context.server;
     let launch = &server.internal.launch;
-    let mut tags = if launch.copy_tags {
-        server.tags.clone()
-    } else {
-        BTreeMap::new()
-    };
+    let mut tags = if launch.copy_tags { server.tags.clone() } else { BTreeMap::new() };
     tags.extend(context.job.tags.clone());
     tags.extend(planned.tags());
     InstanceSpec {
         volumes: context.work.volumes.clone(),
         firmware: firmware(server),
-        cpus: server
-            .source_properties
-            .cpus
-            .iter()
-            .map(|cpu| cpu.cores)
-            .sum::<u64>()
-            .max(1),
+        cpus: server.source_properties.cpus.iter().map(|cpu| cpu.cores).sum::<u64>().max(1),
         ram_bytes: server.source_properties.ram_bytes,
-        ports: launch
-            .probes
-            .iter()
-            .filter_map(rehost_model::launch::Probe::port)
-            .collect(),
+        ports: launch.probes.iter().filter_map(rehost_model::launch::Probe::port).collect(),
         start: launch.launch_disposition == LaunchDisposition::Started,
         tags,
     }
@@ -85,16 +63,8 @@ pub(super) fn firmware(server: &SourceServer) -> BootFirmware {
 }
 
 /// What the conversion server is asked to do with these volumes of the server.
-pub(super) fn conversion_request(
-    ports: &Ports,
-    server: &SourceServer,
-    volumes: &[VolumeId],
-) -> ConversionRequest {
-    let target = if ports.region == LOCAL_REGION {
-        ConversionTarget::Qemu
-    } else {
-        ConversionTarget::Ec2
-    };
+pub(super) fn conversion_request(ports: &Ports, server: &SourceServer, volumes: &[VolumeId]) -> ConversionRequest {
+    let target = if ports.region == LOCAL_REGION { ConversionTarget::Qemu } else { ConversionTarget::Ec2 };
     let boot_mode = match firmware(server) {
         BootFirmware::Bios => BootMode::LegacyBios,
         BootFirmware::Uefi => BootMode::Uefi,
@@ -103,35 +73,21 @@ pub(super) fn conversion_request(
         serial: volume.nvme_serial(),
         source_device: Some(disk.device_name.clone()),
     };
-    let disks = volumes
-        .iter()
-        .zip(&server.internal.staging)
-        .map(disk)
-        .collect();
+    let disks = volumes.iter().zip(&server.internal.staging).map(disk).collect();
     ConversionRequest::new(target, boot_mode, disks)
 }
 
-async fn show_instance(
-    ports: &Ports,
-    context: &JobContext,
-    instance: &InstanceId,
-) -> Result<(), StepError> {
+async fn show_instance(ports: &Ports, context: &JobContext, instance: &InstanceId) -> Result<(), StepError> {
     let described = ports.compute.instance(instance).await?;
     let endpoints = described.map(|i| i.endpoints).unwrap_or_default();
     let launched = LaunchedInstance {
         ec2_instance_id: instance.clone(),
         job_id: context.job.job_id.clone(),
         first_boot: FirstBoot::Waiting,
-        endpoints: endpoints
-            .into_iter()
-            .map(|(port, address)| (port, address.to_string()))
-            .collect(),
+        endpoints: endpoints.into_iter().map(|(port, address)| (port, address.to_string())).collect(),
     };
     repo::update_server(ports, &context.server.source_server_id, |server| {
-        let known = server
-            .launched_instance
-            .as_ref()
-            .is_some_and(|l| l.ec2_instance_id == *instance);
+        let known = server.launched_instance.as_ref().is_some_and(|l| l.ec2_instance_id == *instance);
         if !known {
             server.launched_instance = Some(launched.clone());
         }

@@ -68,10 +68,9 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         "fail-job" => job::fail(ports, &state).await,
         "terminate" => terminate::run(ports, &state).await,
         "finalize" => finalize::run(ports, &state).await,
-        other => Err(StepError::new(
-            "InvalidStep",
-            format!("there is no step `{other}`; there are {}", NAMES.join(", ")),
-        )),
+        other => {
+            Err(StepError::new("InvalidStep", format!("there is no step `{other}`; there are {}", NAMES.join(", "))))
+        }
     };
     answer.map(|answer| state.with(answer))
 }
@@ -88,10 +87,7 @@ pub struct StepError {
 
 impl StepError {
     pub(crate) fn new(name: &str, cause: impl ToString) -> Self {
-        Self {
-            name: name.to_owned(),
-            cause: cause.to_string(),
-        }
+        Self { name: name.to_owned(), cause: cause.to_string() }
     }
 }
 
@@ -153,10 +149,7 @@ impl State {
     fn new(input: Value) -> Result<Self, StepError> {
         match input {
             Value::Object(members) => Ok(Self { members }),
-            other => Err(StepError::new(
-                "InvalidInput",
-                format!("a step takes a JSON object, not {other}"),
-            )),
+            other => Err(StepError::new("InvalidInput", format!("a step takes a JSON object, not {other}"))),
         }
     }
 
@@ -169,12 +162,8 @@ impl State {
 
     fn member<T: DeserializeOwned>(&self, name: &str) -> Result<T, StepError> {
         let value = self.members.get(name).cloned().unwrap_or(Value::Null);
-        serde_json::from_value(value).map_err(|e| {
-            StepError::new(
-                "InvalidInput",
-                format!("`{name}` in the input of the step: {e}"),
-            )
-        })
+        serde_json::from_value(value)
+            .map_err(|e| StepError::new("InvalidInput", format!("`{name}` in the input of the step: {e}")))
     }
 
     fn server_id(&self) -> Result<ServerId, StepError> {
@@ -205,17 +194,10 @@ impl JobContext {
     async fn load(ports: &Ports, state: &State) -> Result<Self, StepError> {
         let server = state.server(ports).await?;
         let job: Job = repo::load(ports, state.job_id()?.as_str()).await?;
-        let work = job
-            .work
-            .get(&server.source_server_id)
-            .cloned()
-            .ok_or_else(|| {
-                let message = format!(
-                    "the server {} takes no part in the job {}",
-                    server.source_server_id, job.job_id
-                );
-                StepError::new("InvalidInput", message)
-            })?;
+        let work = job.work.get(&server.source_server_id).cloned().ok_or_else(|| {
+            let message = format!("the server {} takes no part in the job {}", server.source_server_id, job.job_id);
+            StepError::new("InvalidInput", message)
+        })?;
         Ok(Self { job, server, work })
     }
 
@@ -225,11 +207,7 @@ impl JobContext {
 
     fn purpose(&self) -> rehost_model::ledger::Purpose {
         use rehost_model::ledger::Purpose;
-        if self.is_cutover() {
-            Purpose::Cutover
-        } else {
-            Purpose::Test
-        }
+        if self.is_cutover() { Purpose::Cutover } else { Purpose::Test }
     }
 
     /// Writes down what was made, and a line of the log.
@@ -256,9 +234,9 @@ impl JobContext {
 
     /// Event data that names this server.
     fn event_data(&self) -> JobLogEventData {
-        JobLogEventData {
-            source_server_id: Some(self.server.source_server_id.clone()),
-            ..JobLogEventData::default()
-        }
+        JobLogEventData { source_server_id: Some(self.server.source_server_id.clone()), ..JobLogEventData::default() }
     }
 }
+
+#[cfg(test)]
+mod tests;

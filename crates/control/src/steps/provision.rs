@@ -5,8 +5,7 @@
 
 use rehost_model::ledger::{Purpose, ResourceKind};
 use rehost_model::replication::{
-    DataReplicationError, DataReplicationState, InitiationStepName as Name,
-    InitiationStepStatus as Status,
+    DataReplicationError, DataReplicationState, InitiationStepName as Name, InitiationStepStatus as Status,
 };
 use rehost_model::replicator::{Assignment, ReplicationServer};
 use rehost_model::{ReplicatorId, SourceServer, VolumeId};
@@ -34,27 +33,18 @@ enum Outcome {
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     loop {
         let server = state.server(ports).await?;
-        if server.internal.disconnect_requested
-            || !server
-                .data_replication_info
-                .data_replication_state
-                .is_active()
-        {
+        if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
             return stopped();
         }
-        let initiation = server
-            .data_replication_info
-            .data_replication_initiation
-            .as_ref();
+        let initiation = server.data_replication_info.data_replication_initiation.as_ref();
         let Some(step) = initiation.and_then(|i| i.current()) else {
             return done();
         };
         begin_step(ports, &server, step).await?;
         let outcome = match step_outcome(ports, &server, step).await {
-            Ok(Outcome::Waiting(what)) if is_overdue(ports, &server) => Err(StepError::new(
-                "Timeout",
-                format!("{what} for {} minutes", STEP_LIMIT_MS / 60_000),
-            )),
+            Ok(Outcome::Waiting(what)) if is_overdue(ports, &server) => {
+                Err(StepError::new("Timeout", format!("{what} for {} minutes", STEP_LIMIT_MS / 60_000)))
+            }
             other => other,
         };
         match outcome {
@@ -69,29 +59,16 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     }
 }
 
-async fn step_outcome(
-    ports: &Ports,
-    server: &SourceServer,
-    step: Name,
-) -> Result<Outcome, StepError> {
+async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Result<Outcome, StepError> {
     let outcome = |is_there, waiting_for| {
-        if is_there {
-            Outcome::Succeeded
-        } else {
-            Outcome::Waiting(waiting_for)
-        }
+        if is_there { Outcome::Succeeded } else { Outcome::Waiting(waiting_for) }
     };
     Ok(match step {
-        Name::Wait => outcome(
-            server.life_cycle.last_seen_by_service_date_time.is_some(),
-            "the agent has not been heard of",
-        ),
+        Name::Wait => {
+            outcome(server.life_cycle.last_seen_by_service_date_time.is_some(), "the agent has not been heard of")
+        }
         Name::CreateSecurityGroup => {
-            match ports
-                .compute
-                .ensure_security_group(&server.internal.replication.settings)
-                .await?
-            {
+            match ports.compute.ensure_security_group(&server.internal.replication.settings).await? {
                 Some(_) => Outcome::Succeeded,
                 None => Outcome::Skipped,
             }
@@ -101,10 +78,7 @@ async fn step_outcome(
         Name::AuthenticateWithService => {
             let replicator = replicator_of(ports, server).await?;
             let authenticated = replicator.last_seen.is_some() && !replicator.addresses.is_empty();
-            outcome(
-                authenticated,
-                "the replication server has not authenticated",
-            )
+            outcome(authenticated, "the replication server has not authenticated")
         }
         // The software comes with the replication server: it has authenticated with it.
         Name::DownloadReplicationSoftware => Outcome::Skipped,
@@ -112,35 +86,21 @@ async fn step_outcome(
         Name::AttachStagingDisks => attach_staging_disks(ports, server).await?,
         Name::PairReplicationServerWithAgent => {
             let volumes = volumes_of(server);
-            outcome(
-                server.internal.paired_volumes == volumes,
-                "the agent has not fetched its certificate",
-            )
+            outcome(server.internal.paired_volumes == volumes, "the agent has not fetched its certificate")
         }
         Name::ConnectAgentToReplicationServer => {
             let internal = &server.internal;
-            let connected = internal.replicator_connected
-                || internal.received_bytes > 0
-                || internal.synced_bytes > 0;
-            outcome(
-                connected,
-                "the agent has not connected to the replication server",
-            )
+            let connected = internal.replicator_connected || internal.received_bytes > 0 || internal.synced_bytes > 0;
+            outcome(connected, "the agent has not connected to the replication server")
         }
         Name::StartDataTransfer => {
             let internal = &server.internal;
-            outcome(
-                internal.received_bytes > 0 || internal.synced_bytes > 0,
-                "no data has arrived",
-            )
+            outcome(internal.received_bytes > 0 || internal.synced_bytes > 0, "no data has arrived")
         }
     })
 }
 
-async fn launch_replication_server(
-    ports: &Ports,
-    server: &SourceServer,
-) -> Result<Outcome, StepError> {
+async fn launch_replication_server(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
     let replicator = match &server.internal.replicator {
         Some(id) => repo::load::<ReplicationServer>(ports, id.as_str()).await?,
         None => choose_replicator(ports, server).await?,
@@ -148,10 +108,7 @@ async fn launch_replication_server(
     if replicator.instance.is_none() {
         let token = ClientToken::derive(&[replicator.id.as_str(), "launch"]);
         let spec = replication_server_spec(ports, server, &replicator).await?;
-        let instance = ports
-            .compute
-            .launch_replication_server(&spec, &token)
-            .await?;
+        let instance = ports.compute.launch_replication_server(&spec, &token).await?;
         repo::update_replicator(ports, &replicator.id, |r| {
             r.instance = Some(instance.clone());
             Ok(())
@@ -169,8 +126,8 @@ async fn replication_server_spec(
     let settings = server.internal.replication.settings.clone();
     let sealed = unhex(&replicator.enrol_token_sealed)?;
     let enrol_token = ports.keys.open(&sealed, replicator.id.as_str()).await?;
-    let enrol_token = String::from_utf8(enrol_token)
-        .map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
+    let enrol_token =
+        String::from_utf8(enrol_token).map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
     Ok(ReplicationServerSpec {
         id: replicator.id.clone(),
         security_group: ports.compute.ensure_security_group(&settings).await?,
@@ -181,21 +138,11 @@ async fn replication_server_spec(
 }
 
 /// One with room, or a new one; and the server remembers it.
-async fn choose_replicator(
-    ports: &Ports,
-    server: &SourceServer,
-) -> Result<ReplicationServer, StepError> {
-    let dedicated = server
-        .internal
-        .replication
-        .settings
-        .use_dedicated_replication_server;
+async fn choose_replicator(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
+    let dedicated = server.internal.replication.settings.use_dedicated_replication_server;
     let disks = server.internal.staging.len();
     let all: Vec<ReplicationServer> = repo::list(ports, "").await?;
-    let chosen = match all
-        .into_iter()
-        .find(|r| r.has_room_for(&server.source_server_id, disks, dedicated))
-    {
+    let chosen = match all.into_iter().find(|r| r.has_room_for(&server.source_server_id, disks, dedicated)) {
         Some(replicator) => replicator,
         None => new_replicator(ports, dedicated).await?,
     };
@@ -203,11 +150,7 @@ async fn choose_replicator(
     Ok(chosen)
 }
 
-async fn set_replicator(
-    ports: &Ports,
-    server: &SourceServer,
-    id: Option<ReplicatorId>,
-) -> Result<(), StepError> {
+async fn set_replicator(ports: &Ports, server: &SourceServer, id: Option<ReplicatorId>) -> Result<(), StepError> {
     repo::update_server(ports, &server.source_server_id, |server| {
         server.internal.replicator.clone_from(&id);
         server.data_replication_info.replicator_id.clone_from(&id);
@@ -220,8 +163,7 @@ async fn set_replicator(
 async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepError> {
     let id = ReplicatorId::generate();
     let mut token = [0u8; 32];
-    getrandom::fill(&mut token)
-        .map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
+    getrandom::fill(&mut token).map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
     let token = hex(&token);
     let replicator = ReplicationServer {
         enrol_token_sha256: hex(&Sha256::digest(token.as_bytes())),
@@ -239,72 +181,39 @@ async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationSer
     Ok(replicator)
 }
 
-async fn boot_replication_server(
-    ports: &Ports,
-    server: &SourceServer,
-) -> Result<Outcome, StepError> {
+async fn boot_replication_server(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
     let replicator = replicator_of(ports, server).await?;
     let Some(instance) = &replicator.instance else {
         return Ok(Outcome::Waiting("the replication server is not launched"));
     };
     match ports.compute.instance(instance).await? {
         Some(i) if i.state == InstanceState::Running => Ok(Outcome::Succeeded),
-        Some(i) if i.state == InstanceState::Pending => {
-            Ok(Outcome::Waiting("the replication server has not booted"))
-        }
+        Some(i) if i.state == InstanceState::Pending => Ok(Outcome::Waiting("the replication server has not booted")),
         other => {
-            let reason = other
-                .and_then(|i| i.state_reason)
-                .unwrap_or_else(|| "it does not exist any more".to_owned());
-            Err(StepError::new(
-                "ReplicationServerDied",
-                format!("the replication server {instance}: {reason}"),
-            ))
+            let reason = other.and_then(|i| i.state_reason).unwrap_or_else(|| "it does not exist any more".to_owned());
+            Err(StepError::new("ReplicationServerDied", format!("the replication server {instance}: {reason}")))
         }
     }
 }
 
 async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
-    let began = server
-        .data_replication_info
-        .data_replication_initiation
-        .as_ref()
-        .map(|i| i.start_date_time.unix_ms());
+    let began = server.data_replication_info.data_replication_initiation.as_ref().map(|i| i.start_date_time.unix_ms());
     let began = began.unwrap_or_default().to_string();
-    for (index, disk) in server
-        .internal
-        .staging
-        .iter()
-        .enumerate()
-        .filter(|(_, disk)| disk.volume.is_none())
-    {
+    for (index, disk) in server.internal.staging.iter().enumerate().filter(|(_, disk)| disk.volume.is_none()) {
         let id = &server.source_server_id;
         let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began]);
-        let planned = Planned {
-            server: id,
-            kind: ResourceKind::Volume,
-            purpose: Purpose::Staging,
-            job: None,
-            token: &token,
-        };
-        let mut tags = server
-            .internal
-            .replication
-            .settings
-            .staging_area_tags
-            .clone();
+        let planned =
+            Planned { server: id, kind: ResourceKind::Volume, purpose: Purpose::Staging, job: None, token: &token };
+        let mut tags = server.internal.replication.settings.staging_area_tags.clone();
         tags.extend(planned.tags());
         let disk_settings = server.internal.replication.replicated_disks.get(index);
         let spec = VolumeSpec {
             size_bytes: disk.size_bytes,
             from_snapshot: None,
-            staging_disk_type: disk_settings
-                .map(|d| d.staging_disk_type)
-                .unwrap_or_default(),
+            staging_disk_type: disk_settings.map(|d| d.staging_disk_type).unwrap_or_default(),
             tags,
         };
-        let volume =
-            ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?;
+        let volume = ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?;
         repo::update_server(ports, id, |server| {
             if let Some(disk) = server.internal.staging.get_mut(index) {
                 disk.volume = Some(volume.clone());
@@ -320,10 +229,7 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     let id = &server.source_server_id;
     let replicator = replicator_of(ports, server).await?;
     let instance = replicator.instance.as_ref().ok_or_else(|| {
-        StepError::new(
-            "ReplicationServerDied",
-            format!("the replication server {} has no machine", replicator.id),
-        )
+        StepError::new("ReplicationServerDied", format!("the replication server {} has no machine", replicator.id))
     })?;
     let mut assignments = Vec::new();
     for disk in &server.internal.staging {
@@ -332,20 +238,12 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         };
         let location = ports.compute.attach_volume(volume, instance).await?;
         let (server, volume) = (id.clone(), volume.clone());
-        assignments.push(Assignment {
-            server,
-            volume,
-            size_bytes: disk.size_bytes,
-            location,
-        });
+        assignments.push(Assignment { server, volume, size_bytes: disk.size_bytes, location });
     }
     let assigned = repo::update_replicator(ports, &replicator.id, |replicator| {
         replicator.assignments.retain(|a| a.server != *id);
         if !replicator.has_room_for(id, assignments.len(), replicator.dedicated) {
-            let message = format!(
-                "the replication server {} is full by now; another one is chosen",
-                replicator.id
-            );
+            let message = format!("the replication server {} is full by now; another one is chosen", replicator.id);
             return Err(PortError::new(PortErrorKind::Quota, message));
         }
         replicator.assignments.extend(assignments.iter().cloned());
@@ -356,11 +254,7 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         return Err(error.into());
     }
     repo::update_server(ports, id, |server| {
-        server
-            .internal
-            .staging
-            .iter_mut()
-            .for_each(|disk| disk.attached = true);
+        server.internal.staging.iter_mut().for_each(|disk| disk.attached = true);
         Ok::<_, StepError>(())
     })
     .await?;
@@ -371,11 +265,7 @@ async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result
     set_replicator(ports, server, None).await?;
     repo::update_server(ports, &server.source_server_id, |server| {
         if let Some(initiation) = &mut server.data_replication_info.data_replication_initiation {
-            for step in [
-                Name::LaunchReplicationServer,
-                Name::BootReplicationServer,
-                Name::AuthenticateWithService,
-            ] {
+            for step in [Name::LaunchReplicationServer, Name::BootReplicationServer, Name::AuthenticateWithService] {
                 initiation.record(step, Status::NotStarted);
             }
         }
@@ -385,29 +275,15 @@ async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result
     .map(|_| ())
 }
 
-async fn replicator_of(
-    ports: &Ports,
-    server: &SourceServer,
-) -> Result<ReplicationServer, StepError> {
+async fn replicator_of(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
     let id = server.internal.replicator.as_ref().ok_or_else(|| {
-        StepError::new(
-            "NotFound",
-            format!(
-                "the server {} has no replication server",
-                server.source_server_id
-            ),
-        )
+        StepError::new("NotFound", format!("the server {} has no replication server", server.source_server_id))
     })?;
     Ok(repo::load(ports, id.as_str()).await?)
 }
 
 fn volumes_of(server: &SourceServer) -> Vec<VolumeId> {
-    server
-        .internal
-        .staging
-        .iter()
-        .filter_map(|disk| disk.volume.clone())
-        .collect()
+    server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect()
 }
 
 async fn begin_step(ports: &Ports, server: &SourceServer, step: Name) -> Result<(), StepError> {
@@ -427,12 +303,7 @@ async fn begin_step(ports: &Ports, server: &SourceServer, step: Name) -> Result<
     .map(|_| ())
 }
 
-async fn finish_step(
-    ports: &Ports,
-    server: &SourceServer,
-    step: Name,
-    status: Status,
-) -> Result<(), StepError> {
+async fn finish_step(ports: &Ports, server: &SourceServer, step: Name, status: Status) -> Result<(), StepError> {
     repo::update_server(ports, &server.source_server_id, |server| {
         let info = &mut server.data_replication_info;
         info.data_replication_error = None;
@@ -448,28 +319,14 @@ async fn finish_step(
     .map(|_| ())
 }
 
-async fn fail_step(
-    ports: &Ports,
-    server: &SourceServer,
-    step: Name,
-    error: &StepError,
-) -> Result<(), StepError> {
+async fn fail_step(ports: &Ports, server: &SourceServer, step: Name, error: &StepError) -> Result<(), StepError> {
     let next = ports.clock.now().plus_ms(RETRY_SECONDS * 1000);
     repo::update_server(ports, &server.source_server_id, |server| {
         let info = &mut server.data_replication_info;
         // What the agent reported (why it cannot connect, say) tells more than that the step took too long.
-        let reported = info
-            .data_replication_error
-            .take()
-            .filter(|_| error.name == "Timeout");
-        let raw_error = reported.map_or_else(
-            || error.cause.clone(),
-            |r| format!("{}; {}", error.cause, r.raw_error),
-        );
-        info.data_replication_error = Some(DataReplicationError {
-            error: step.failure(),
-            raw_error,
-        });
+        let reported = info.data_replication_error.take().filter(|_| error.name == "Timeout");
+        let raw_error = reported.map_or_else(|| error.cause.clone(), |r| format!("{}; {}", error.cause, r.raw_error));
+        info.data_replication_error = Some(DataReplicationError { error: step.failure(), raw_error });
         info.data_replication_state = DataReplicationState::Stalled;
         if let Some(initiation) = &mut info.data_replication_initiation {
             initiation.record(step, Status::Failed);
@@ -482,10 +339,7 @@ async fn fail_step(
 }
 
 fn is_overdue(ports: &Ports, server: &SourceServer) -> bool {
-    server
-        .internal
-        .step_started
-        .is_some_and(|began| ports.clock.now().ms_since(began) > STEP_LIMIT_MS)
+    server.internal.step_started.is_some_and(|began| ports.clock.now().ms_since(began) > STEP_LIMIT_MS)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -493,12 +347,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>, PortError> {
-    let pairs = text
-        .as_bytes()
-        .chunks(2)
-        .map(|pair| std::str::from_utf8(pair).ok());
+    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
     let bytes = pairs.map(|pair| pair.and_then(|p| u8::from_str_radix(p, 16).ok()));
-    bytes
-        .collect::<Option<_>>()
-        .ok_or_else(|| PortError::invalid("the sealed token is no hexadecimal text"))
+    bytes.collect::<Option<_>>().ok_or_else(|| PortError::invalid("the sealed token is no hexadecimal text"))
 }

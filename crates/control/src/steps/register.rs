@@ -23,15 +23,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         Ok::<_, StepError>(())
     })
     .await?;
-    if server
-        .data_replication_info
-        .data_replication_state
-        .is_active()
-    {
-        done()
-    } else {
-        stopped()
-    }
+    if server.data_replication_info.data_replication_state.is_active() { done() } else { stopped() }
 }
 
 fn plan_disks(server: &mut SourceServer) {
@@ -45,7 +37,5 @@ fn plan_disks(server: &mut SourceServer) {
             .map_or(StagingDiskType::Auto, |disk| disk.staging_disk_type),
     };
     let disks = server.internal.staging.iter();
-    server.internal.replication.replicated_disks = disks
-        .map(|d| plan(&d.device_name, d.is_boot_disk))
-        .collect();
+    server.internal.replication.replicated_disks = disks.map(|d| plan(&d.device_name, d.is_boot_disk)).collect();
 }

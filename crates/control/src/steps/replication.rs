@@ -10,25 +10,11 @@ use crate::repo;
 /// `DONE` once the first copy of every disk is durable.
 pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
-    if server.internal.disconnect_requested
-        || !server
-            .data_replication_info
-            .data_replication_state
-            .is_active()
-    {
+    if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
         return stopped();
     }
-    let total_bytes: u64 = server
-        .internal
-        .staging
-        .iter()
-        .map(|disk| disk.size_bytes)
-        .sum();
-    if server.internal.synced_bytes >= total_bytes {
-        done()
-    } else {
-        in_progress(2)
-    }
+    let total_bytes: u64 = server.internal.staging.iter().map(|disk| disk.size_bytes).sum();
+    if server.internal.synced_bytes >= total_bytes { done() } else { in_progress(2) }
 }
 
 /// NOT_READY → READY_FOR_TEST: the first launchable snapshot exists.

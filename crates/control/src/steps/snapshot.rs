@@ -19,18 +19,11 @@ const LIMIT_MS: u64 = 6 * 3600 * 1000;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
-    if server.internal.disconnect_requested
-        || !server
-            .data_replication_info
-            .data_replication_state
-            .is_active()
-    {
+    if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
         return stopped();
     }
     let set = find_or_request(ports, state, &server).await?;
-    if ports.clock.now().ms_since(set.created) > LIMIT_MS
-        && set.state != SnapshotSetState::Launchable
-    {
+    if ports.clock.now().ms_since(set.created) > LIMIT_MS && set.state != SnapshotSetState::Launchable {
         return Err(timed_out(&server));
     }
     match set.state {
@@ -46,26 +39,12 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
 }
 
 fn timed_out(server: &SourceServer) -> StepError {
-    let reason = server
-        .data_replication_info
-        .data_replication_error
-        .as_ref()
-        .map(|e| e.raw_error.clone());
+    let reason = server.data_replication_info.data_replication_error.as_ref().map(|e| e.raw_error.clone());
     let reason = reason.unwrap_or_else(|| "the agent did not reach the checkpoint".to_owned());
-    StepError::new(
-        "SnapshotTimeout",
-        format!(
-            "no snapshot within {} hours: {reason}",
-            LIMIT_MS / 3_600_000
-        ),
-    )
+    StepError::new("SnapshotTimeout", format!("no snapshot within {} hours: {reason}", LIMIT_MS / 3_600_000))
 }
 
-async fn find_or_request(
-    ports: &Ports,
-    state: &State,
-    server: &SourceServer,
-) -> Result<SnapshotSet, StepError> {
+async fn find_or_request(ports: &Ports, state: &State, server: &SourceServer) -> Result<SnapshotSet, StepError> {
     let execution = state.execution()?;
     let id = format!("{}/{execution}", server.source_server_id);
     if let Some((set, _)) = repo::find::<SnapshotSet>(ports, &id).await? {
@@ -102,8 +81,20 @@ async fn await_checkpoint(ports: &Ports, server: &SourceServer, set: SnapshotSet
             .await?;
             in_progress(0)
         }
+        Some(held) if held < set.epoch && !is_wanted(ports, &set, held).await? => {
+            release_hold(ports, server, held).await?;
+            in_progress(1)
+        }
         _ => in_progress(1),
     }
+}
+
+/// Whether another execution still waits for the hold at `held`. One that was asked for and then forgotten (its execution
+/// was cut off in between) would only be in the way until it times out.
+async fn is_wanted(ports: &Ports, mine: &SnapshotSet, held: Epoch) -> Result<bool, StepError> {
+    let sets: Vec<SnapshotSet> = repo::list(ports, &format!("{}/", mine.server)).await?;
+    let waits = |set: &SnapshotSet| matches!(set.state, SnapshotSetState::Requested | SnapshotSetState::Pending);
+    Ok(sets.iter().any(|set| waits(set) && set.epoch <= held && set.execution != mine.execution))
 }
 
 async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
@@ -116,10 +107,7 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
             SnapshotState::Failed => {
                 release_hold(ports, server, set.epoch).await?;
                 fail(ports, &set, snapshots.clone()).await?;
-                return Err(StepError::new(
-                    "SnapshotFailed",
-                    format!("the snapshot {snapshot} failed; try again"),
-                ));
+                return Err(StepError::new("SnapshotFailed", format!("the snapshot {snapshot} failed; try again")));
             }
         }
     }
@@ -127,32 +115,19 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
         return in_progress(2);
     }
     // Somebody else's snapshot at the same checkpoint may have ended the hold while this one was still being taken.
-    let ended_early = server.internal.checkpoint.released >= set.epoch
-        || server.internal.checkpoint.expired >= set.epoch;
+    let ended_early =
+        server.internal.checkpoint.released >= set.epoch || server.internal.checkpoint.expired >= set.epoch;
     release_hold(ports, server, set.epoch).await?;
     change_set(ports, &set, |set| {
         set.snapshots.clone_from(&snapshots);
-        set.state = if ended_early {
-            SnapshotSetState::Failed
-        } else {
-            SnapshotSetState::Confirming
-        };
+        set.state = if ended_early { SnapshotSetState::Failed } else { SnapshotSetState::Confirming };
     })
     .await?;
     in_progress(1)
 }
 
-async fn take(
-    ports: &Ports,
-    server: &SourceServer,
-    set: &SnapshotSet,
-) -> Result<Vec<SnapshotId>, StepError> {
-    let volumes: Vec<_> = server
-        .internal
-        .staging
-        .iter()
-        .filter_map(|disk| disk.volume.clone())
-        .collect();
+async fn take(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result<Vec<SnapshotId>, StepError> {
+    let volumes: Vec<_> = server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect();
     let token = snapshot_token(set);
     let planned = Planned {
         server: &server.source_server_id,
@@ -164,15 +139,8 @@ async fn take(
     let tags = planned.tags();
     let mut taken = Vec::new();
     let create = async {
-        taken = ports
-            .compute
-            .create_snapshots(&volumes, &tags, &token)
-            .await?;
-        Ok(taken
-            .iter()
-            .map(SnapshotId::as_str)
-            .collect::<Vec<_>>()
-            .join(","))
+        taken = ports.compute.create_snapshots(&volumes, &tags, &token).await?;
+        Ok(taken.iter().map(SnapshotId::as_str).collect::<Vec<_>>().join(","))
     };
     ledger::make(ports, &planned, create).await?;
     Ok(taken)
@@ -212,11 +180,7 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
     in_progress(0)
 }
 
-async fn fail(
-    ports: &Ports,
-    set: &SnapshotSet,
-    snapshots: Vec<SnapshotId>,
-) -> Result<(), StepError> {
+async fn fail(ports: &Ports, set: &SnapshotSet, snapshots: Vec<SnapshotId>) -> Result<(), StepError> {
     change_set(ports, set, |set| {
         set.snapshots.clone_from(&snapshots);
         set.state = SnapshotSetState::Failed;
@@ -254,8 +218,7 @@ async fn change_set(
 /// Deletes what is older than the newest few. Copies were made from clones, so nothing that runs depends on it; a launch
 /// that is under way uses the newest.
 async fn retain(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    let mut sets: Vec<SnapshotSet> =
-        repo::list(ports, &format!("{}/", server.source_server_id)).await?;
+    let mut sets: Vec<SnapshotSet> = repo::list(ports, &format!("{}/", server.source_server_id)).await?;
     sets.retain(|set| set.state == SnapshotSetState::Launchable);
     sets.sort_by_key(|set| std::cmp::Reverse(set.epoch));
     for set in sets.iter().skip(KEEP) {
@@ -268,9 +231,6 @@ async fn retain(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
 async fn delete_snapshots(ports: &Ports, set: &SnapshotSet) -> Result<(), StepError> {
     let token = snapshot_token(set);
     let entries = ledger::entries(ports, &set.server).await?;
-    let mine = entries
-        .into_iter()
-        .filter(|entry| entry.token == token.as_str())
-        .collect();
+    let mine = entries.into_iter().filter(|entry| entry.token == token.as_str()).collect();
     Ok(ledger::remove(ports, mine).await?)
 }

@@ -17,11 +17,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     if let Some(instance) = &context.work.instance {
         remove_instance(ports, id, instance.as_str()).await?;
         repo::update_server(ports, id, |server| {
-            if server
-                .launched_instance
-                .as_ref()
-                .is_some_and(|l| l.ec2_instance_id == *instance)
-            {
+            if server.launched_instance.as_ref().is_some_and(|l| l.ec2_instance_id == *instance) {
                 server.launched_instance = None;
             }
             Ok::<_, StepError>(())
@@ -43,10 +39,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
 
 async fn start(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
     let now = ports.clock.now();
-    let data = JobLogEventData {
-        target_instance_id: context.work.instance.clone(),
-        ..context.event_data()
-    };
+    let data = JobLogEventData { target_instance_id: context.work.instance.clone(), ..context.event_data() };
     repo::update_job(ports, &context.job.job_id, |job| {
         if job.status == JobStatus::Pending {
             job.status = JobStatus::Started;
