@@ -1,1 +1,3 @@
+//! The replicator: port 1500, and the volumes behind it.
 
+pub mod engine;

@@ -127,6 +127,12 @@ impl DigestRunsBuilder {
         self.chunks
     }
 
+    /// Bytes that the reply takes so far; it may take [`MAX_BLOCK_LENGTH`].
+    #[must_use]
+    pub fn encoded_length(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether another chunk of any kind still fits.
     #[must_use]
     pub fn has_room(&self) -> bool {

@@ -21,6 +21,7 @@
 //! This crate opens no sockets and no files. All integers are big-endian.
 
 mod agent_message;
+mod chunk;
 mod codec;
 mod digest;
 mod error;
@@ -32,6 +33,7 @@ mod version;
 pub use agent_message::{
     AgentMessage, BlockCodec, DataBlock, DiskOffer, DiskProgress, Hello, data_frame_prefix,
 };
+pub use chunk::{digest_chunk, is_zero};
 pub use digest::{Digest, DigestRun, DigestRuns, DigestRunsBuilder, ZeroOrDigest};
 pub use error::{ErrorCode, ProtocolError};
 pub use rehost_model::Epoch;

@@ -214,6 +214,18 @@ impl Receiver {
         })
     }
 
+    /// Throws away what still arrives, until the peer closes or `limit` has passed. A socket that is closed with unread
+    /// bytes resets the connection, and the peer would lose the last thing it was told.
+    pub fn drain(&mut self, limit: Duration) {
+        self.deadline = Some(Instant::now() + limit);
+        loop {
+            self.start = self.end;
+            if !matches!(self.read(), Ok(true)) {
+                return;
+            }
+        }
+    }
+
     fn buffered_frame(&self) -> Result<Option<FrameHeader>, TransportError> {
         let rest = self.plain.get(self.position..).unwrap_or_default();
         let Some((head, body)) = rest.split_first_chunk() else {

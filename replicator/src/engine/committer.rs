@@ -1,0 +1,183 @@
+//! Makes durable what a session has applied, records it, and only then acknowledges it.
+//!
+//! Barriers that arrive while a flush is running are taken together by the next one: a slow disk gets fewer, larger
+//! flushes, a fast one acknowledges at once.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+};
+
+use rehost_link::transport::Sender;
+use rehost_model::{Epoch, ServerId, VolumeId};
+use rehost_protocol::{DiskIndex, DiskProgress, ReplicatorMessage, Sequence};
+
+use super::{
+    admission::Disks,
+    refusal::Refusal,
+    registry::Registry,
+    session::send_error,
+    sidecar::Durable,
+};
+
+/// A barrier or a checkpoint, as the session received it.
+pub(super) struct Commit {
+    pub(super) seq: Sequence,
+    pub(super) progress: Vec<DiskProgress>,
+    pub(super) checkpoint: Option<Epoch>,
+}
+
+/// Handle of a session's committer.
+pub(super) struct Committer {
+    queue: Option<mpsc::Sender<Commit>>,
+    failure: Arc<Failure>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What went wrong, for the session to find.
+#[derive(Default)]
+struct Failure {
+    happened: AtomicBool,
+    refusal: Mutex<Option<Refusal>>,
+}
+
+impl Committer {
+    pub(super) fn start(
+        registry: Arc<Registry>,
+        server: ServerId,
+        disks: Arc<Disks>,
+        sender: Sender,
+    ) -> std::io::Result<Self> {
+        let (queue, commits) = mpsc::channel();
+        let failure = Arc::new(Failure::default());
+        let states = disks.iter().map(|(index, disk)| (*index, disk.record.durable.clone())).collect();
+        let worker = Worker { registry, server, disks, sender, states };
+        let noted = failure.clone();
+        let work = move || {
+            if let Err(refusal) = worker.run(&commits) {
+                noted.note(refusal);
+            }
+        };
+        let thread = thread::Builder::new().name("committer".into()).spawn(work)?;
+        Ok(Self { queue: Some(queue), failure, thread: Some(thread) })
+    }
+
+    /// Queues a commit. Bounded by the window: an agent that has sent it without an acknowledgement waits.
+    pub(super) fn commit(&self, commit: Commit) {
+        if let Some(queue) = &self.queue {
+            // A committer that failed takes nothing more; the session finds the failure.
+            let _ = queue.send(commit);
+        }
+    }
+
+    /// The failure that ended the committer.
+    pub(super) fn failure(&self) -> Option<Refusal> {
+        if !self.failure.happened.load(Ordering::Acquire) {
+            return None;
+        }
+        self.failure.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Commits what is queued and ends.
+    pub(super) fn finish(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Failure {
+    fn note(&self, refusal: Refusal) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+        self.happened.store(true, Ordering::Release);
+    }
+}
+
+struct Worker {
+    registry: Arc<Registry>,
+    server: ServerId,
+    disks: Arc<Disks>,
+    sender: Sender,
+    states: Vec<(DiskIndex, Durable)>,
+}
+
+impl Worker {
+    fn run(mut self, commits: &mpsc::Receiver<Commit>) -> Result<(), Refusal> {
+        while let Ok(first) = commits.recv() {
+            let merged = merge(first, commits);
+            if let Err(refusal) = self.commit(&merged) {
+                send_error(&self.sender, &refusal);
+                return Err(refusal);
+            }
+            let mut ack = Vec::new();
+            if (ReplicatorMessage::Ack { seq: merged.seq }).encode(&mut ack).is_ok() {
+                // An agent that is gone asks again when it is back; what is queued is made durable all the same.
+                let _ = self.sender.send(&[&ack]);
+            }
+        }
+        Ok(())
+    }
+
+    /// In this order, for the reason given in [`super::sidecar`]: volumes, sidecars, and then the word.
+    fn commit(&mut self, commit: &Commit) -> Result<(), Refusal> {
+        for disk in self.disks.values() {
+            disk.volume.flush()?;
+        }
+        let mut recorded = Vec::new();
+        for (index, state) in &mut self.states {
+            let Some(disk) = self.disks.get(index) else { continue };
+            let next = advanced(state, *index, commit);
+            if next != *state {
+                let path = &disk.record.sidecar;
+                next.save(path).map_err(|error| Refusal::io("recording progress in", path, &error))?;
+                state.clone_from(&next);
+            }
+            recorded.push((disk.record.assignment.volume.clone(), next));
+        }
+        self.publish(&recorded, commit.checkpoint);
+        Ok(())
+    }
+
+    fn publish(&self, recorded: &[(VolumeId, Durable)], checkpoint: Option<Epoch>) {
+        self.registry.committed(&self.server, recorded, checkpoint);
+    }
+}
+
+/// A volume's state after a commit. The mark never falls: what was durable once need not be sent again.
+fn advanced(state: &Durable, index: DiskIndex, commit: &Commit) -> Durable {
+    let mut next = state.clone();
+    if let Some(progress) = commit.progress.iter().find(|progress| progress.disk == index) {
+        next.synced_bytes = next.synced_bytes.max(progress.high_water.0);
+    }
+    if let Some(epoch) = commit.checkpoint {
+        next.checkpoint = epoch;
+        next.held = Some(epoch);
+    }
+    next
+}
+
+/// Takes everything that is queued, up to a checkpoint: behind one, nothing is applied, hence nothing queued.
+fn merge(first: Commit, commits: &mpsc::Receiver<Commit>) -> Commit {
+    let mut merged = first;
+    while merged.checkpoint.is_none() {
+        let Ok(next) = commits.try_recv() else { break };
+        merged.seq = next.seq;
+        merged.checkpoint = next.checkpoint;
+        if !next.progress.is_empty() {
+            merged.progress = next.progress;
+        }
+    }
+    merged
+}

@@ -1,0 +1,220 @@
+//! A staging volume: a sparse file or a block device.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::{FileExt, FileTypeExt},
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rehost_model::replicator::Assignment;
+use rehost_protocol::{ByteCount, ByteOffset, ErrorCode, is_zero};
+use rustix::{
+    fs::{FallocateFlags, SeekFrom as SparseSeek, fallocate, seek},
+    io::Errno,
+};
+
+use super::refusal::Refusal;
+
+/// How much is read or written at a time.
+const STEP: usize = 1 << 20;
+
+/// An open volume; its session writes, its committer flushes.
+pub(super) struct Volume {
+    path: PathBuf,
+    file: File,
+    is_device: bool,
+    size: u64,
+    /// Written since the last flush.
+    dirty: AtomicBool,
+}
+
+impl Volume {
+    /// Opens what an assignment points at, which must be there and large enough.
+    pub(super) fn open(assignment: &Assignment) -> Result<Self, Refusal> {
+        let path = PathBuf::from(&assignment.location);
+        let failed = |error: io::Error| Refusal::io("opening the staging volume", &path, &error);
+        let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+        let is_device = file.metadata().map_err(failed)?.file_type().is_block_device();
+        let actual = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if actual < assignment.size_bytes {
+            return Err(Refusal::new(
+                ErrorCode::SizeMismatch,
+                format!("{} has {actual} bytes, but {} were assigned", path.display(), assignment.size_bytes),
+            ));
+        }
+        let size = assignment.size_bytes;
+        Ok(Self { path, file, is_device, size, dirty: AtomicBool::new(false) })
+    }
+
+    /// The range as plain numbers, if it lies within the volume.
+    pub(super) fn range(&self, offset: ByteOffset, length: ByteCount) -> Result<(u64, u64), Refusal> {
+        let end = offset.0.checked_add(length.0).filter(|end| *end <= self.size);
+        end.map(|_| (offset.0, length.0)).ok_or_else(|| {
+            let text = format!("{length} bytes at {offset} are beyond the volume's {} bytes", self.size);
+            Refusal::new(ErrorCode::Protocol, text)
+        })
+    }
+
+    /// Writes within the page cache.
+    pub(super) fn write(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), Refusal> {
+        let (offset, _) = self.range(offset, ByteCount(bytes.len() as u64))?;
+        self.changed("writing", self.file.write_all_at(bytes, offset))
+    }
+
+    /// Makes a range zero; what is zero already is not touched, so that a sparse file stays sparse.
+    pub(super) fn zero(&self, offset: ByteOffset, length: ByteCount) -> Result<(), Refusal> {
+        let (offset, length) = self.range(offset, length)?;
+        let result = match self.is_device {
+            true => self.zero_device(offset, length),
+            false => self.zero_file(offset, length),
+        };
+        self.changed("zeroing", result)
+    }
+
+    /// Flushes what was written since the last time.
+    pub(super) fn flush(&self) -> Result<(), Refusal> {
+        if !self.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|error| Refusal::io("flushing", &self.path, &error))
+    }
+
+    /// Reads all of `buffer`.
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Refusal> {
+        let read = self.file.read_exact_at(buffer, offset);
+        read.map_err(|error| Refusal::io("reading", &self.path, &error))
+    }
+
+    /// Where the first byte at or after `offset` is that may not be zero; `end` if there is none before it.
+    pub(super) fn next_data(&self, offset: u64, end: u64) -> u64 {
+        if self.is_device {
+            return offset;
+        }
+        match seek(&self.file, SparseSeek::Data(offset)) {
+            Ok(found) => found.clamp(offset, end),
+            Err(Errno::NXIO) => end,
+            // A file system that knows no holes.
+            Err(_) => offset,
+        }
+    }
+
+    /// Marked after the write, whatever came of it: a mark before it could be taken by a flush that ends too early.
+    fn changed(&self, doing: &str, result: io::Result<()>) -> Result<(), Refusal> {
+        self.dirty.store(true, Ordering::Release);
+        result.map_err(|error| Refusal::io(doing, &self.path, &error))
+    }
+
+    fn zero_file(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.next_data(offset, offset + length) == offset + length {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, punch, offset, length) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(offset, length),
+            result => Ok(result?),
+        }
+    }
+
+    /// Reads before it zeroes: a new volume reads as zeros, and writing them would allocate all of it.
+    fn zero_device(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut buffer = vec![0; STEP];
+        for (at, count) in steps(offset, length) {
+            let piece = buffer.get_mut(..count).unwrap_or_default();
+            self.file.read_exact_at(piece, at)?;
+            if !is_zero(piece) {
+                self.zero_device_step(at, count)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_device_step(&self, offset: u64, length: usize) -> io::Result<()> {
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, offset, length as u64) {
+            // Not a multiple of the sector size, or a driver that cannot.
+            Err(_) => self.write_zeros(offset, length as u64),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn write_zeros(&self, offset: u64, length: u64) -> io::Result<()> {
+        let zeros = vec![0; STEP];
+        for (at, count) in steps(offset, length) {
+            self.file.write_all_at(zeros.get(..count).unwrap_or_default(), at)?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a range into pieces of at most [`STEP`].
+fn steps(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize)> {
+    (offset..offset + length).step_by(STEP).map(move |at| {
+        let left = offset + length - at;
+        (at, usize::try_from(left).map_or(STEP, |left| left.min(STEP)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rehost_model::{ServerId, VolumeId};
+    use std::os::unix::fs::MetadataExt;
+
+    fn volume(size: u64) -> (tempfile::TempDir, Volume, Assignment) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("v.img");
+        File::create(&path).unwrap().set_len(size).unwrap();
+        let assignment = Assignment {
+            server: ServerId::generate(),
+            volume: VolumeId::generate(),
+            size_bytes: size,
+            location: path.display().to_string(),
+        };
+        let volume = Volume::open(&assignment).unwrap();
+        (directory, volume, assignment)
+    }
+
+    #[test]
+    fn nothing_is_written_beyond_the_volume() {
+        let (_directory, volume, _) = volume(1 << 20);
+        let last = ByteOffset((1 << 20) - 1);
+        volume.write(last, &[1]).unwrap();
+        assert_eq!(volume.write(last, &[1, 2]).unwrap_err().code, ErrorCode::Protocol);
+        assert!(volume.zero(last, ByteCount(2)).is_err());
+        assert!(volume.range(ByteOffset(u64::MAX), ByteCount(2)).is_err());
+    }
+
+    #[test]
+    fn zeroing_a_hole_allocates_nothing_and_zeroing_data_frees_it() {
+        let (_directory, volume, _) = volume(64 << 20);
+        volume.zero(ByteOffset(0), ByteCount(64 << 20)).unwrap();
+        volume.flush().unwrap();
+        assert_eq!(volume.file.metadata().unwrap().blocks(), 0);
+        volume.write(ByteOffset(1000), &[7; 5000]).unwrap();
+        volume.zero(ByteOffset(2000), ByteCount(1000)).unwrap();
+        let mut bytes = [1; 7000];
+        volume.read(0, &mut bytes).unwrap();
+        let expected = |at| matches!(at, 1000..2000 | 3000..6000);
+        assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 7) == expected(at)));
+        volume.zero(ByteOffset(0), ByteCount(1 << 20)).unwrap();
+        assert_eq!(volume.next_data(0, 64 << 20), 64 << 20);
+    }
+
+    #[test]
+    fn a_missing_or_short_file_is_refused() {
+        let (directory, _volume, assignment) = volume(1 << 20);
+        let larger = Assignment { size_bytes: 2 << 20, ..assignment.clone() };
+        assert_eq!(Volume::open(&larger).err().unwrap().code, ErrorCode::SizeMismatch);
+        let location = directory.path().join("none").display().to_string();
+        let missing = Assignment { location, ..assignment };
+        assert_eq!(Volume::open(&missing).err().unwrap().code, ErrorCode::Io);
+    }
+
+    #[test]
+    fn steps_cover_a_range_exactly() {
+        let covered: Vec<_> = steps(5, (2 << 20) + 3).collect();
+        assert_eq!(covered, [(5, STEP), (5 + (1 << 20), STEP), (5 + (2 << 20), 3)]);
+    }
+}
