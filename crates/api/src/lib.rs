@@ -64,7 +64,8 @@ pub fn router(state: ApiState) -> Router {
 
 async fn unknown_operation(method: Method, uri: Uri) -> ApiError {
     let path: String = uri.path().chars().take(128).collect();
-    let message = format!("`{method} {path}` is not an operation of this service; see its documentation for those it has");
+    let message =
+        format!("`{method} {path}` is not an operation of this service; see its documentation for those it has");
     ApiError::new(Exception::UnknownOperation, message)
 }
 

@@ -20,10 +20,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
 
 use crate::error::{ApiError, Exception};
 use crate::{ApiState, router};
@@ -65,6 +65,8 @@ pub async fn serve(
     let endpoint = Arc::new(Endpoint { clock: Arc::clone(&state.ports.clock), identity, router: router(state) });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = GracefulShutdown::new();
+    // Dropped when the service stops: peers that have not said anything by then are not waited for.
+    let (running, stopping) = watch::channel(());
     tokio::pin!(shutdown);
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
@@ -72,14 +74,23 @@ pub async fn serve(
             accepted = accept(&listener) => accepted,
             () = &mut shutdown => break,
         };
-        let (endpoint, watcher) = (Arc::clone(&endpoint), connections.watcher());
+        let (endpoint, watcher, mut stopping) = (Arc::clone(&endpoint), connections.watcher(), stopping.clone());
         tokio::spawn(async move {
-            if let Err(error) = endpoint.connection(stream, peer, watcher).await {
+            let greeted = tokio::select! {
+                greeted = endpoint.greet(stream, peer) => greeted,
+                _ = stopping.changed() => return,
+            };
+            let answered = match greeted {
+                Ok(greeted) => endpoint.answer(greeted, watcher).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = answered {
                 tracing::debug!(%peer, %error, "a connection ended early");
             }
             drop(place);
         });
     }
+    drop(running);
     if timeout(DRAIN_TIMEOUT, connections.shutdown()).await.is_err() {
         tracing::warn!("some requests were still under way when the service stopped");
     }
@@ -104,8 +115,15 @@ struct Endpoint {
     router: Router,
 }
 
+/// What a peer turned out to be.
+enum Greeted {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+    PlainFromElsewhere(TcpStream),
+}
+
 impl Endpoint {
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, watcher: Watcher) -> io::Result<()> {
+    async fn greet(&self, stream: TcpStream, peer: SocketAddr) -> io::Result<Greeted> {
         // Answers are small and complete: nothing is won by waiting for more of them.
         stream.set_nodelay(true)?;
         let mut first = [0u8; 1];
@@ -113,31 +131,29 @@ impl Endpoint {
         if read == 1 && first == [TLS_HANDSHAKE] {
             let acceptor = self.identity.acceptor(self.clock.now()).map_err(io::Error::other)?;
             let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
-            self.answer(stream, watcher).await
-        } else if peer.ip().to_canonical().is_loopback() {
-            self.answer(stream, watcher).await
-        } else {
-            refuse_plain(stream, watcher).await
+            return Ok(Greeted::Tls(Box::new(stream)));
         }
+        let local = peer.ip().to_canonical().is_loopback();
+        Ok(if local { Greeted::Plain(stream) } else { Greeted::PlainFromElsewhere(stream) })
     }
 
-    async fn answer<S>(&self, stream: S, watcher: Watcher) -> io::Result<()>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let service = TowerToHyperService::new(self.router.clone());
-        let connection = http().serve_connection(TokioIo::new(stream), service);
-        watcher.watch(connection).await.map_err(io::Error::other)
+    async fn answer(&self, greeted: Greeted, watcher: Watcher) -> io::Result<()> {
+        let router = TowerToHyperService::new(self.router.clone());
+        let ended = match greeted {
+            Greeted::Tls(stream) => watcher.watch(http().serve_connection(TokioIo::new(stream), router)).await,
+            Greeted::Plain(stream) => watcher.watch(http().serve_connection(TokioIo::new(stream), router)).await,
+            Greeted::PlainFromElsewhere(stream) => {
+                let refusal = hyper::service::service_fn(refuse_plain);
+                watcher.watch(http().keep_alive(false).serve_connection(TokioIo::new(stream), refusal)).await
+            }
+        };
+        ended.map_err(io::Error::other)
     }
 }
 
-async fn refuse_plain(stream: TcpStream, watcher: Watcher) -> io::Result<()> {
-    let refusal = hyper::service::service_fn(|_: Request<Incoming>| async {
-        let message = "plain HTTP is answered to clients on this machine only; use https and pin the region's authority";
-        Ok::<Response<Body>, Infallible>(ApiError::new(Exception::AccessDenied, message).into_response())
-    });
-    let connection = http().keep_alive(false).serve_connection(TokioIo::new(stream), refusal);
-    watcher.watch(connection).await.map_err(io::Error::other)
+async fn refuse_plain(_request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let message = "plain HTTP is answered to clients on this machine only; use https and pin the region's authority";
+    Ok(ApiError::new(Exception::AccessDenied, message).into_response())
 }
 
 fn http() -> http1::Builder {

@@ -12,8 +12,7 @@ use rehost_model::Timestamp;
 use time::PrimitiveDateTime;
 use time::macros::format_description;
 
-use crate::access::AccessKeys;
-use crate::access::Permission;
+use crate::access::{AccessKeys, Permission};
 use crate::error::{ApiError, Exception};
 use canonical::{Canonical, sha256_hex, well_ordered};
 
@@ -192,7 +191,9 @@ fn incomplete(message: impl std::fmt::Display) -> ApiError {
 
 fn unknown_key(id: &str) -> ApiError {
     let id: String = id.chars().filter(char::is_ascii_alphanumeric).take(32).collect();
-    let message = format!("the access key `{id}` is not one of this region; its keys stand in the file `credentials` of the region's home");
+    let message = format!(
+        "the access key `{id}` is not one of this region; its keys stand in the file `credentials` of the region's home"
+    );
     ApiError::new(Exception::UnrecognizedClient, message)
 }
 

@@ -1,0 +1,138 @@
+use std::net::Ipv4Addr;
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+
+use super::*;
+use crate::fake::Region;
+
+const REQUEST: &[u8] = b"POST /DescribeJobs HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+
+struct Service {
+    address: SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), IdentityError>>,
+    region: Region,
+}
+
+impl Service {
+    async fn start() -> Self {
+        let region = Region::new().await;
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let shutdown = async move { drop(stopped.await) };
+        let task = tokio::spawn(serve(listener, region.state.clone(), shutdown));
+        Self { address, stop, task, region }
+    }
+
+    fn connector(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> TlsConnector {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(self.region.authority.certificate_der().to_vec())).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).unwrap();
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.time_provider = Arc::new(FixedTime(self.region.now()));
+        TlsConnector::from(Arc::new(config))
+    }
+}
+
+#[derive(Debug)]
+struct FixedTime(rehost_model::Timestamp);
+
+impl rustls::time_provider::TimeProvider for FixedTime {
+    fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+        let ms = u64::try_from(self.0.unix_ms()).unwrap();
+        Some(rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_millis(ms)))
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> String {
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer).await);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn one_port_speaks_tls_and_plain_http() {
+    let service = Service::start().await;
+    let plain = ask(TcpStream::connect(service.address).await.unwrap(), REQUEST).await;
+    assert!(plain.starts_with("HTTP/1.1 403") && plain.contains("MissingAuthenticationTokenException"), "{plain}");
+    let connector = service.connector(&[&rustls::version::TLS13]);
+    let stream = TcpStream::connect(service.address).await.unwrap();
+    let role = ServerName::try_from("control.rehost.internal").unwrap();
+    let stream = connector.connect(role, stream).await.unwrap();
+    let certificates = stream.get_ref().1.peer_certificates().unwrap();
+    assert_eq!(certificates.len(), 2, "leaf and authority");
+    assert_eq!(certificates[1].as_ref(), service.region.authority.certificate_der());
+    let tls = ask(stream, REQUEST).await;
+    assert!(tls.starts_with("HTTP/1.1 403"), "{tls}");
+}
+
+#[tokio::test]
+async fn another_role_is_not_accepted_by_clients() {
+    let service = Service::start().await;
+    let connector = service.connector(&[&rustls::version::TLS13]);
+    let stream = TcpStream::connect(service.address).await.unwrap();
+    let role = ServerName::try_from("replicator.rehost.internal").unwrap();
+    assert!(connector.connect(role, stream).await.is_err());
+}
+
+#[tokio::test]
+async fn garbage_ends_its_connection_and_nothing_else() {
+    let service = Service::start().await;
+    for garbage in [&b"\x16\x03\x01garbage that is no handshake"[..], b"\x00\xff\xff", b"GET\r\n\r\n", &[b'A'; 100_000]]
+    {
+        let stream = TcpStream::connect(service.address).await.unwrap();
+        let (mut read, mut write) = stream.into_split();
+        drop(write.write_all(garbage).await);
+        drop(write.shutdown().await);
+        let mut answer = Vec::new();
+        drop(read.read_to_end(&mut answer).await);
+        assert!(!answer.starts_with(b"HTTP/1.1 200"));
+    }
+    let plain = ask(TcpStream::connect(service.address).await.unwrap(), REQUEST).await;
+    assert!(plain.starts_with("HTTP/1.1 403"), "{plain}");
+}
+
+#[tokio::test]
+async fn plain_http_from_elsewhere_is_refused() {
+    let region = Region::new().await;
+    let identity = ControlIdentity::new(region.authority.clone(), region.now()).unwrap();
+    let endpoint = Endpoint { clock: region.clock.clone(), identity, router: region.router() };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (stream, _) = listener.accept().await.unwrap();
+    let asked = tokio::spawn(ask(client, REQUEST));
+    let greeted = endpoint.greet(stream, "192.0.2.1:5000".parse().unwrap()).await.unwrap();
+    drop(endpoint.answer(greeted, GracefulShutdown::new().watcher()).await);
+    let answer = asked.await.unwrap();
+    assert!(answer.contains("AccessDeniedException") && answer.contains("on this machine only"), "{answer}");
+}
+
+#[tokio::test]
+async fn it_stops_when_told_to() {
+    let service = Service::start().await;
+    let idle = TcpStream::connect(service.address).await.unwrap();
+    ask(TcpStream::connect(service.address).await.unwrap(), REQUEST).await;
+    service.stop.send(()).unwrap();
+    timeout(DRAIN_TIMEOUT / 2, service.task).await.unwrap().unwrap().unwrap();
+    drop(idle);
+    assert!(TcpStream::connect(service.address).await.is_err());
+}
+
+#[tokio::test]
+async fn certificates_are_replaced_in_time() {
+    let region = Region::new().await;
+    let identity = ControlIdentity::new(region.authority.clone(), region.now()).unwrap();
+    let first = identity.acceptor(region.now()).unwrap();
+    region.clock.advance_ms(31 * 24 * 3600 * 1000);
+    let second = identity.acceptor(region.now()).unwrap();
+    assert!(!Arc::ptr_eq(first.config(), second.config()));
+    assert!(Arc::ptr_eq(second.config(), identity.acceptor(region.now()).unwrap().config()));
+}
