@@ -205,15 +205,15 @@ fn trusted_certificate<'a>(
     let anchor = webpki::anchor_from_trusted_cert(&ca).map_err(untrusted)?;
     let certificate = EndEntityCert::try_from(der).map_err(untrusted)?;
     let anchors = [anchor];
-    certificate
-        .verify_for_usage(ALGORITHMS, &anchors, &[], unix_time(now), AgentOrReplicator, None, None)
-        .map_err(|e| match e {
+    certificate.verify_for_usage(ALGORITHMS, &anchors, &[], unix_time(now), AgentOrReplicator, None, None).map_err(
+        |e| match e {
             webpki::Error::CertExpired { not_after, .. } => SignatureError::Expired { not_after: timestamp(not_after) },
             webpki::Error::CertNotValidYet { not_before, .. } => {
                 SignatureError::NotYetValid { not_before: timestamp(not_before) }
             }
             other => untrusted(other),
-        })?;
+        },
+    )?;
     Ok(certificate)
 }
 
