@@ -17,6 +17,7 @@
 //! ```
 
 pub mod accelerator;
+pub mod agent;
 pub mod error;
 pub mod forward;
 pub mod guest;
@@ -27,10 +28,13 @@ pub mod net;
 pub mod paths;
 pub mod process;
 pub mod qmp;
+pub mod region;
 pub mod ssh;
+pub mod sweep;
 pub mod workspace;
 
 pub use accelerator::Accelerator;
+pub use agent::LocalAgent;
 pub use error::{Error, Result};
 pub use forward::{Forwarder, Link};
 pub use guest::Guest;
@@ -38,5 +42,6 @@ pub use image::{DebianServer, SmallLinux};
 pub use machine::{Controller, Firmware, Machine, MachineSpec, Nic};
 pub use net::{Answer, free_port, http_get, wait_http};
 pub use process::Running;
+pub use region::Region;
 pub use ssh::{Key, Ssh};
 pub use workspace::Workspace;

@@ -4,6 +4,8 @@
 //! [`link`] answers agents and replicators. None of them knows AWS or SQLite: see [`ports`].
 
 pub mod authority;
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod error;
 mod events;
 pub mod jobs;

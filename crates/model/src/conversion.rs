@@ -72,13 +72,7 @@ impl ConversionRequest {
     /// A request for a real conversion.
     #[must_use]
     pub fn new(target: ConversionTarget, boot_mode: BootMode, disks: Vec<RequestedDisk>) -> Self {
-        Self {
-            schema_version: SCHEMA_VERSION,
-            target,
-            boot_mode,
-            disks,
-            dry_run: false,
-        }
+        Self { schema_version: SCHEMA_VERSION, target, boot_mode, disks, dry_run: false }
     }
 
     /// The argument for the conversion machine's kernel command line, [`REQUEST_ARGUMENT`] included.
@@ -87,15 +81,8 @@ impl ConversionRequest {
     /// [`RequestError::TooLong`] when it would not fit (some fifteen disks with long names do).
     pub fn to_kernel_argument(&self) -> Result<String, RequestError> {
         let json = serde_json::to_vec(self)?;
-        let argument: String = REQUEST_ARGUMENT
-            .chars()
-            .chain(json.iter().flat_map(|byte| hex_digits(*byte)))
-            .collect();
-        if argument.len() > MAX_REQUEST_ARGUMENT {
-            Err(RequestError::TooLong(argument.len()))
-        } else {
-            Ok(argument)
-        }
+        let argument: String = REQUEST_ARGUMENT.chars().chain(json.iter().flat_map(|byte| hex_digits(*byte))).collect();
+        if argument.len() > MAX_REQUEST_ARGUMENT { Err(RequestError::TooLong(argument.len())) } else { Ok(argument) }
     }
 
     /// The request in a kernel command line.
@@ -103,9 +90,7 @@ impl ConversionRequest {
     /// # Errors
     /// [`RequestError`] when there is none, or none of this schema version.
     pub fn from_kernel_command_line(line: &str) -> Result<Self, RequestError> {
-        let hex = line
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix(REQUEST_ARGUMENT));
+        let hex = line.split_whitespace().find_map(|word| word.strip_prefix(REQUEST_ARGUMENT));
         let bytes = decode_hex(hex.ok_or(RequestError::Missing)?).ok_or(RequestError::NotHex)?;
         let request: Self = serde_json::from_slice(&bytes)?;
         if request.schema_version == SCHEMA_VERSION {
@@ -119,13 +104,9 @@ impl ConversionRequest {
 /// Why a request cannot be sent or understood.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    #[error(
-        "the kernel command line has no `{REQUEST_ARGUMENT}`: start the conversion machine with one"
-    )]
+    #[error("the kernel command line has no `{REQUEST_ARGUMENT}`: start the conversion machine with one")]
     Missing,
-    #[error(
-        "`{REQUEST_ARGUMENT}` is not hexadecimal: write it with ConversionRequest::to_kernel_argument"
-    )]
+    #[error("`{REQUEST_ARGUMENT}` is not hexadecimal: write it with ConversionRequest::to_kernel_argument")]
     NotHex,
     #[error(
         "the request takes {0} bytes of the kernel command line and may take {MAX_REQUEST_ARGUMENT}: convert fewer disks at once"
@@ -269,18 +250,8 @@ pub struct Finding {
 
 impl Finding {
     #[must_use]
-    pub fn new(
-        severity: Severity,
-        rule: &str,
-        cause: impl Into<String>,
-        remedy: impl Into<String>,
-    ) -> Self {
-        Self {
-            severity,
-            rule: rule.to_owned(),
-            cause: cause.into(),
-            remedy: remedy.into(),
-        }
+    pub fn new(severity: Severity, rule: &str, cause: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { severity, rule: rule.to_owned(), cause: cause.into(), remedy: remedy.into() }
     }
 }
 
@@ -316,14 +287,8 @@ impl ConversionReport {
     /// The first finding that explains why the conversion did not succeed, as one line: cause and remedy.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
-        let worst = self
-            .findings
-            .iter()
-            .find(|finding| finding.severity == Severity::Error)?;
-        Some(format!(
-            "{} ({}): {}",
-            worst.cause, worst.rule, worst.remedy
-        ))
+        let worst = self.findings.iter().find(|finding| finding.severity == Severity::Error)?;
+        Some(format!("{} ({}): {}", worst.cause, worst.rule, worst.remedy))
     }
 }
 
@@ -332,9 +297,7 @@ impl ConversionReport {
 pub enum ReportError {
     #[error("the conversion machine wrote no report: it did not reach its end; see its console")]
     Missing,
-    #[error(
-        "the conversion machine's report is cut off or damaged ({0}): run the conversion again"
-    )]
+    #[error("the conversion machine's report is cut off or damaged ({0}): run the conversion again")]
     Damaged(&'static str),
     #[error("the conversion machine's report cannot be read: {0}: use the same release of both")]
     Json(#[from] serde_json::Error),
@@ -346,11 +309,7 @@ pub enum ReportError {
 /// Never for a report made of this module's types; JSON's own errors are passed on.
 pub fn frame_report(report: &ConversionReport) -> Result<String, ReportError> {
     let json = serde_json::to_string(report)?;
-    Ok(format!(
-        "\n{BEGIN}\nlength={} crc32={:08x}\n{json}\n{END}\n",
-        json.len(),
-        crc32(json.as_bytes())
-    ))
+    Ok(format!("\n{BEGIN}\nlength={} crc32={:08x}\n{json}\n{END}\n", json.len(), crc32(json.as_bytes())))
 }
 
 /// The report in everything that a conversion machine printed on its serial line: the last whole one counts.
@@ -359,16 +318,9 @@ pub fn frame_report(report: &ConversionReport) -> Result<String, ReportError> {
 /// [`ReportError`] when there is none, or it is cut off, damaged or of another schema.
 pub fn parse_framed_report(printed: &[u8]) -> Result<ConversionReport, ReportError> {
     let start = rfind(printed, BEGIN.as_bytes()).ok_or(ReportError::Missing)?;
-    let mut lines = printed
-        .get(start..)
-        .unwrap_or_default()
-        .split(|byte| *byte == b'\n')
-        .map(trim_carriage_return);
+    let mut lines = printed.get(start..).unwrap_or_default().split(|byte| *byte == b'\n').map(trim_carriage_return);
     lines.next();
-    let header = lines
-        .next()
-        .and_then(|line| std::str::from_utf8(line).ok())
-        .and_then(parse_header);
+    let header = lines.next().and_then(|line| std::str::from_utf8(line).ok()).and_then(parse_header);
     let (length, checksum) = header.ok_or(ReportError::Damaged("its header line"))?;
     let json = lines.next().ok_or(ReportError::Damaged("no content"))?;
     if json.len() != length || crc32(json) != checksum {
@@ -383,11 +335,7 @@ pub fn parse_framed_report(printed: &[u8]) -> Result<ConversionReport, ReportErr
 /// The serial number under which a volume is attached to a conversion machine or a launched copy.
 #[must_use]
 pub fn nvme_serial(volume_id: &str) -> String {
-    volume_id
-        .chars()
-        .filter(|c| *c != '-')
-        .take(NVME_SERIAL_CHARS)
-        .collect()
+    volume_id.chars().filter(|c| *c != '-').take(NVME_SERIAL_CHARS).collect()
 }
 
 fn parse_header(line: &str) -> Option<(usize, u32)> {
@@ -403,21 +351,13 @@ fn trim_carriage_return(line: &[u8]) -> &[u8] {
 }
 
 fn rfind(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .rposition(|window| window == needle)
+    haystack.windows(needle.len()).rposition(|window| window == needle)
 }
 
 /// CRC-32 (IEEE 802.3), bit by bit: a report is a few KiB.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                (crc >> 1) ^ 0xedb8_8320
-            } else {
-                crc >> 1
-            }
-        })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 })
     })
 }
 
@@ -426,13 +366,10 @@ fn hex_digits(byte: u8) -> [char; 2] {
 }
 
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text
-        .chars()
-        .map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok()))
-        .collect::<Option<_>>()?;
+    let digits: Vec<u8> =
+        text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
-    rest.is_empty()
-        .then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
 
 #[cfg(test)]
@@ -440,24 +377,13 @@ mod tests {
     use super::*;
 
     fn request(disks: usize) -> ConversionRequest {
-        let disk = |n| RequestedDisk {
-            serial: format!("vol0000000000000000{n}"),
-            source_device: Some(format!("/dev/sd{n}")),
-        };
-        ConversionRequest::new(
-            ConversionTarget::Qemu,
-            BootMode::UseSource,
-            (0..disks).map(disk).collect(),
-        )
+        let disk =
+            |n| RequestedDisk { serial: format!("vol0000000000000000{n}"), source_device: Some(format!("/dev/sd{n}")) };
+        ConversionRequest::new(ConversionTarget::Qemu, BootMode::UseSource, (0..disks).map(disk).collect())
     }
 
     fn report() -> ConversionReport {
-        let finding = Finding::new(
-            Severity::Warning,
-            "fstab",
-            "ein Gerät fehlt: \"/dev/sdb1\"\n",
-            "nofail",
-        );
+        let finding = Finding::new(Severity::Warning, "fstab", "ein Gerät fehlt: \"/dev/sdb1\"\n", "nofail");
         ConversionReport::ended(ConversionOutcome::Converted, finding)
     }
 
@@ -465,48 +391,25 @@ mod tests {
     fn request_travels_on_a_kernel_command_line() {
         let argument = request(2).to_kernel_argument().unwrap();
         let line = format!("console=ttyS0 quiet {argument} panic=-1\n");
-        assert_eq!(
-            ConversionRequest::from_kernel_command_line(&line).unwrap(),
-            request(2)
-        );
+        assert_eq!(ConversionRequest::from_kernel_command_line(&line).unwrap(), request(2));
     }
 
     #[test]
     fn bad_requests_are_refused() {
         let parse = ConversionRequest::from_kernel_command_line;
         assert!(matches!(parse("quiet"), Err(RequestError::Missing)));
-        assert!(matches!(
-            parse("rehost.request=7"),
-            Err(RequestError::NotHex)
-        ));
-        assert!(matches!(
-            parse("rehost.request=zz"),
-            Err(RequestError::NotHex)
-        ));
-        assert!(matches!(
-            parse("rehost.request=7b7d"),
-            Err(RequestError::Json(_))
-        ));
-        assert!(matches!(
-            request(60).to_kernel_argument(),
-            Err(RequestError::TooLong(_))
-        ));
-        let other = ConversionRequest {
-            schema_version: 9,
-            ..request(1)
-        }
-        .to_kernel_argument()
-        .unwrap();
+        assert!(matches!(parse("rehost.request=7"), Err(RequestError::NotHex)));
+        assert!(matches!(parse("rehost.request=zz"), Err(RequestError::NotHex)));
+        assert!(matches!(parse("rehost.request=7b7d"), Err(RequestError::Json(_))));
+        assert!(matches!(request(60).to_kernel_argument(), Err(RequestError::TooLong(_))));
+        let other = ConversionRequest { schema_version: 9, ..request(1) }.to_kernel_argument().unwrap();
         assert!(matches!(parse(&other), Err(RequestError::Version(9))));
     }
 
     #[test]
     fn report_survives_a_serial_line() {
         let framed = frame_report(&report()).unwrap();
-        let printed = format!(
-            "[    0.1] noise\r\n{}\r\nreboot: Power down\r\n",
-            framed.replace('\n', "\r\n")
-        );
+        let printed = format!("[    0.1] noise\r\n{}\r\nreboot: Power down\r\n", framed.replace('\n', "\r\n"));
         assert_eq!(parse_framed_report(printed.as_bytes()).unwrap(), report());
     }
 
@@ -514,10 +417,7 @@ mod tests {
     fn no_prefix_of_a_report_passes_for_a_whole_one() {
         let framed = frame_report(&report()).unwrap();
         for cut in 0..framed.len() - 1 {
-            assert!(
-                parse_framed_report(&framed.as_bytes()[..cut]).is_err(),
-                "cut at {cut}"
-            );
+            assert!(parse_framed_report(&framed.as_bytes()[..cut]).is_err(), "cut at {cut}");
         }
     }
 
@@ -527,10 +427,7 @@ mod tests {
         let json = framed.find('{').unwrap();
         let mut damaged = framed.into_bytes();
         damaged[json + 5] ^= 1;
-        assert!(matches!(
-            parse_framed_report(&damaged),
-            Err(ReportError::Damaged(_))
-        ));
+        assert!(matches!(parse_framed_report(&damaged), Err(ReportError::Damaged(_))));
     }
 
     #[test]
@@ -541,9 +438,6 @@ mod tests {
     #[test]
     fn serial_numbers_fit_nvme() {
         assert_eq!(nvme_serial("vol-0123456789abcdef0"), "vol0123456789abcdef0");
-        assert_eq!(
-            nvme_serial("vol-0123456789abcdef0").len(),
-            NVME_SERIAL_CHARS
-        );
+        assert_eq!(nvme_serial("vol-0123456789abcdef0").len(), NVME_SERIAL_CHARS);
     }
 }

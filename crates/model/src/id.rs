@@ -12,9 +12,7 @@ const SUFFIX_CHARS: usize = 17;
 
 /// Why a text is not the identifier it was taken for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{text}` is not a {what}: expected `{prefix}` and {SUFFIX_CHARS} lower-case letters or digits"
-)]
+#[error("`{text}` is not a {what}: expected `{prefix}` and {SUFFIX_CHARS} lower-case letters or digits")]
 pub struct InvalidId {
     text: String,
     what: &'static str,
@@ -36,10 +34,7 @@ fn random_suffix() -> String {
     let mut bytes = [0u8; SUFFIX_CHARS];
     // The kernel's generator fails only before it is seeded at boot; an identifier that is not random must not exist.
     getrandom::fill(&mut bytes).expect("the kernel's random number generator answers");
-    bytes
-        .iter()
-        .map(|b| char::from(b"0123456789abcdef"[usize::from(b & 0x0f)]))
-        .collect()
+    bytes.iter().map(|b| char::from(b"0123456789abcdef"[usize::from(b & 0x0f)])).collect()
 }
 
 macro_rules! id {
@@ -138,9 +133,7 @@ impl fmt::Display for ExecutionId {
 }
 
 /// The number of a checkpoint of a server; all its disks share the sequence. 0 is before the first.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);
 
@@ -172,14 +165,9 @@ mod tests {
 
     #[test]
     fn foreign_or_hostile_texts_are_refused() {
-        for text in [
-            "",
-            "s-",
-            "s-0123456789abcdef",
-            "vol-0123456789abcdef0",
-            "s-0123456789abcdef/",
-            "s-0123456789ABCDEF0",
-        ] {
+        for text in
+            ["", "s-", "s-0123456789abcdef", "vol-0123456789abcdef0", "s-0123456789abcdef/", "s-0123456789ABCDEF0"]
+        {
             assert!(text.parse::<ServerId>().is_err(), "{text}");
         }
     }

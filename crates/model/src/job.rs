@@ -46,17 +46,12 @@ impl Job {
 
     /// The entry of a server that takes part.
     pub fn participant_mut(&mut self, server: &ServerId) -> Option<&mut ParticipatingServer> {
-        self.participating_servers
-            .iter_mut()
-            .find(|p| p.source_server_id == *server)
+        self.participating_servers.iter_mut().find(|p| p.source_server_id == *server)
     }
 
     /// Completes the job once no server of it is pending or in progress; `true` when that happened now.
     pub fn complete_if_over(&mut self, now: Timestamp) -> bool {
-        let over = self
-            .participating_servers
-            .iter()
-            .all(|p| p.launch_status.is_over());
+        let over = self.participating_servers.iter().all(|p| p.launch_status.is_over());
         if !over || self.status == JobStatus::Completed {
             return false;
         }
@@ -100,11 +95,7 @@ pub struct ParticipatingServer {
     #[serde(rename = "sourceServerID")]
     pub source_server_id: ServerId,
     pub launch_status: LaunchStatus,
-    #[serde(
-        rename = "launchedEc2InstanceID",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "launchedEc2InstanceID", skip_serializing_if = "Option::is_none", default)]
     pub launched_ec2_instance_id: Option<InstanceId>,
 }
 

@@ -118,9 +118,7 @@ impl Probe {
 
 /// A text that names no probe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{0}` is no probe: write `boot`, `tcp:PORT` or `http:PORT[/PATH]`, such as `http:80/health`"
-)]
+#[error("`{0}` is no probe: write `boot`, `tcp:PORT` or `http:PORT[/PATH]`, such as `http:80/health`")]
 pub struct InvalidProbe(String);
 
 impl FromStr for Probe {
@@ -128,26 +126,14 @@ impl FromStr for Probe {
 
     fn from_str(text: &str) -> Result<Self, InvalidProbe> {
         let invalid = || InvalidProbe(text.to_owned());
-        let port = |p: &str| {
-            p.parse::<u16>()
-                .ok()
-                .filter(|p| *p != 0)
-                .ok_or_else(invalid)
-        };
+        let port = |p: &str| p.parse::<u16>().ok().filter(|p| *p != 0).ok_or_else(invalid);
         match text.split_once(':') {
             None if text == "boot" => Ok(Self::Boot),
             Some(("tcp", p)) => Ok(Self::Tcp { port: port(p)? }),
             Some(("http", rest)) => {
                 let (p, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
                 let clean = path.bytes().all(|b| b.is_ascii_graphic());
-                if clean {
-                    Ok(Self::Http {
-                        port: port(p)?,
-                        path: path.to_owned(),
-                    })
-                } else {
-                    Err(invalid())
-                }
+                if clean { Ok(Self::Http { port: port(p)?, path: path.to_owned() }) } else { Err(invalid()) }
             }
             _ => Err(invalid()),
         }
@@ -201,17 +187,7 @@ mod tests {
 
     #[test]
     fn what_is_no_probe_is_refused() {
-        for text in [
-            "",
-            "ping",
-            "tcp",
-            "tcp:",
-            "tcp:0",
-            "tcp:65536",
-            "http:80/a b",
-            "http:x/",
-            "http:80/\r\nX: y",
-        ] {
+        for text in ["", "ping", "tcp", "tcp:", "tcp:0", "tcp:65536", "http:80/a b", "http:x/", "http:80/\r\nX: y"] {
             assert!(text.parse::<Probe>().is_err(), "{text:?}");
         }
     }

@@ -21,8 +21,8 @@ pub mod snapshot;
 pub mod timestamp;
 
 pub use id::{
-    Epoch, ExecutionId, InstanceId, JobId, LaunchTemplateId, ReplicationTemplateId, ReplicatorId,
-    SecurityGroupId, ServerId, SnapshotId, VolumeId,
+    Epoch, ExecutionId, InstanceId, JobId, LaunchTemplateId, ReplicationTemplateId, ReplicatorId, SecurityGroupId,
+    ServerId, SnapshotId, VolumeId,
 };
 pub use job::Job;
 pub use lifecycle::LifeCycleState;

@@ -109,26 +109,16 @@ pub struct IllegalTransition {
 }
 
 fn possible_in(command: LifeCycleCommand) -> String {
-    let states: Vec<_> = LifeCycleState::ALL
-        .iter()
-        .filter(|s| next(**s, command).is_some())
-        .map(|s| s.as_str())
-        .collect();
-    if states.is_empty() {
-        "no state".to_owned()
-    } else {
-        states.join(", ")
-    }
+    let states: Vec<_> =
+        LifeCycleState::ALL.iter().filter(|s| next(**s, command).is_some()).map(|s| s.as_str()).collect();
+    if states.is_empty() { "no state".to_owned() } else { states.join(", ") }
 }
 
 /// The state after `command`, or why it is illegal in `state`.
 ///
 /// # Errors
 /// [`IllegalTransition`] when the diagram above has no such arrow.
-pub fn transition(
-    state: LifeCycleState,
-    command: LifeCycleCommand,
-) -> Result<LifeCycleState, IllegalTransition> {
+pub fn transition(state: LifeCycleState, command: LifeCycleCommand) -> Result<LifeCycleState, IllegalTransition> {
     next(state, command).ok_or(IllegalTransition { state, command })
 }
 
@@ -136,43 +126,26 @@ fn next(state: LifeCycleState, command: LifeCycleCommand) -> Option<LifeCycleSta
     use LifeCycleCommand as C;
     use LifeCycleState as S;
     match (state, command) {
-        (
-            S::NotReady | S::Disconnected | S::Stopped | S::Discovered | S::PendingInstallation,
-            C::Register,
-        )
+        (S::NotReady | S::Disconnected | S::Stopped | S::Discovered | S::PendingInstallation, C::Register)
         | (S::Stopped, C::Mark(S::NotReady)) => Some(S::NotReady),
 
         (S::NotReady, C::ReadyForTest)
         | (S::Testing | S::ReadyForCutover, C::Mark(S::ReadyForTest))
-        | (
-            S::Testing,
-            C::LaunchFailed {
-                before: S::ReadyForTest,
-            },
-        ) => Some(S::ReadyForTest),
+        | (S::Testing, C::LaunchFailed { before: S::ReadyForTest }) => Some(S::ReadyForTest),
 
-        (S::ReadyForTest | S::Testing, C::StartTest)
-        | (S::Testing, C::LaunchFailed { before: S::Testing }) => Some(S::Testing),
+        (S::ReadyForTest | S::Testing, C::StartTest) | (S::Testing, C::LaunchFailed { before: S::Testing }) => {
+            Some(S::Testing)
+        }
 
         (S::Testing | S::ReadyForTest | S::CuttingOver, C::Mark(S::ReadyForCutover))
-        | (
-            S::CuttingOver,
-            C::LaunchFailed {
-                before: S::ReadyForCutover,
-            },
-        ) => Some(S::ReadyForCutover),
+        | (S::CuttingOver, C::LaunchFailed { before: S::ReadyForCutover }) => Some(S::ReadyForCutover),
 
         (S::ReadyForCutover, C::StartCutover) => Some(S::CuttingOver),
 
         (S::CuttingOver, C::FinalizeCutover | C::Mark(S::Cutover)) => Some(S::Cutover),
 
         (
-            S::Stopped
-            | S::NotReady
-            | S::ReadyForTest
-            | S::Testing
-            | S::ReadyForCutover
-            | S::CuttingOver,
+            S::Stopped | S::NotReady | S::ReadyForTest | S::Testing | S::ReadyForCutover | S::CuttingOver,
             C::Disconnect,
         ) => Some(S::Disconnected),
 
@@ -183,10 +156,7 @@ fn next(state: LifeCycleState, command: LifeCycleCommand) -> Option<LifeCycleSta
 /// Whether `MarkAsArchived` is possible: only once nothing of the server replicates any more.
 #[must_use]
 pub fn may_archive(state: LifeCycleState) -> bool {
-    matches!(
-        state,
-        LifeCycleState::Cutover | LifeCycleState::Disconnected
-    )
+    matches!(state, LifeCycleState::Cutover | LifeCycleState::Disconnected)
 }
 
 #[cfg(test)]
@@ -204,12 +174,7 @@ mod tests {
             (C::StartTest, S::Testing),
             (C::Mark(S::ReadyForCutover), S::ReadyForCutover),
             (C::StartCutover, S::CuttingOver),
-            (
-                C::LaunchFailed {
-                    before: S::ReadyForCutover,
-                },
-                S::ReadyForCutover,
-            ),
+            (C::LaunchFailed { before: S::ReadyForCutover }, S::ReadyForCutover),
             (C::StartCutover, S::CuttingOver),
             (C::FinalizeCutover, S::Cutover),
         ];
@@ -222,14 +187,7 @@ mod tests {
 
     #[test]
     fn cutover_is_final() {
-        let commands = [
-            C::Register,
-            C::ReadyForTest,
-            C::StartTest,
-            C::StartCutover,
-            C::FinalizeCutover,
-            C::Disconnect,
-        ];
+        let commands = [C::Register, C::ReadyForTest, C::StartTest, C::StartCutover, C::FinalizeCutover, C::Disconnect];
         let marks = S::ALL.map(C::Mark);
         for command in commands.into_iter().chain(marks) {
             assert!(transition(S::Cutover, command).is_err(), "{command:?}");
@@ -240,23 +198,15 @@ mod tests {
     fn change_server_life_cycle_state_never_starts_a_test_or_a_cutover() {
         for state in S::ALL {
             for target in [S::Testing, S::CuttingOver, S::Disconnected] {
-                assert!(
-                    transition(state, C::Mark(target)).is_err(),
-                    "{state} -> {target}"
-                );
+                assert!(transition(state, C::Mark(target)).is_err(), "{state} -> {target}");
             }
         }
     }
 
     #[test]
     fn the_error_names_the_states_that_would_do() {
-        let error = transition(S::NotReady, C::StartCutover)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("NOT_READY") && error.ends_with("READY_FOR_CUTOVER"),
-            "{error}"
-        );
+        let error = transition(S::NotReady, C::StartCutover).unwrap_err().to_string();
+        assert!(error.contains("NOT_READY") && error.ends_with("READY_FOR_CUTOVER"), "{error}");
     }
 
     #[test]

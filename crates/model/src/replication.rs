@@ -121,24 +121,14 @@ impl DataReplicationInitiation {
     /// An initiation that begins `now`, no step started.
     #[must_use]
     pub fn begin(now: Timestamp) -> Self {
-        let step = |name| InitiationStep {
-            name,
-            status: InitiationStepStatus::NotStarted,
-        };
-        Self {
-            start_date_time: now,
-            next_attempt_date_time: None,
-            steps: InitiationStepName::ALL.map(step).to_vec(),
-        }
+        let step = |name| InitiationStep { name, status: InitiationStepStatus::NotStarted };
+        Self { start_date_time: now, next_attempt_date_time: None, steps: InitiationStepName::ALL.map(step).to_vec() }
     }
 
     /// The first step that is not done, or `None` when the initiation is over.
     #[must_use]
     pub fn current(&self) -> Option<InitiationStepName> {
-        self.steps
-            .iter()
-            .find(|s| !s.status.is_done())
-            .map(|s| s.name)
+        self.steps.iter().find(|s| !s.status.is_done()).map(|s| s.name)
     }
 
     /// Records the status of a step; `true` when that changed something.
@@ -258,14 +248,9 @@ mod tests {
     #[test]
     fn failures_are_named_after_their_step() {
         for step in InitiationStepName::ALL.into_iter().skip(1) {
-            let (step_json, error_json) = (
-                serde_json::to_value(step).unwrap(),
-                serde_json::to_value(step.failure()).unwrap(),
-            );
-            assert_eq!(
-                error_json.as_str().unwrap(),
-                format!("FAILED_TO_{}", step_json.as_str().unwrap())
-            );
+            let (step_json, error_json) =
+                (serde_json::to_value(step).unwrap(), serde_json::to_value(step.failure()).unwrap());
+            assert_eq!(error_json.as_str().unwrap(), format!("FAILED_TO_{}", step_json.as_str().unwrap()));
         }
     }
 }

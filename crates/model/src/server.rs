@@ -23,11 +23,7 @@ pub struct SourceServer {
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
     pub replication_type: ReplicationType,
-    #[serde(
-        rename = "userProvidedID",
-        skip_serializing_if = "Option::is_none",
-        default
-    )]
+    #[serde(rename = "userProvidedID", skip_serializing_if = "Option::is_none", default)]
     pub user_provided_id: Option<String>,
     pub life_cycle: LifeCycle,
     pub data_replication_info: DataReplicationInfo,
@@ -43,10 +39,7 @@ impl SourceServer {
     ///
     /// # Errors
     /// [`IllegalTransition`], and nothing is changed.
-    pub fn apply(
-        &mut self,
-        command: LifeCycleCommand,
-    ) -> Result<LifeCycleState, IllegalTransition> {
+    pub fn apply(&mut self, command: LifeCycleCommand) -> Result<LifeCycleState, IllegalTransition> {
         self.life_cycle.state = transition(self.life_cycle.state, command)?;
         Ok(self.life_cycle.state)
     }

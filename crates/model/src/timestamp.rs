@@ -29,17 +29,13 @@ impl Timestamp {
     #[must_use]
     pub fn from_datetime(datetime: OffsetDateTime) -> Self {
         let ms = datetime.unix_timestamp_nanos() / 1_000_000;
-        Self {
-            unix_ms: i64::try_from(ms).unwrap_or(i64::MAX),
-        }
+        Self { unix_ms: i64::try_from(ms).unwrap_or(i64::MAX) }
     }
 
     /// The time `ms` milliseconds later.
     #[must_use]
     pub fn plus_ms(self, ms: u64) -> Self {
-        Self {
-            unix_ms: self.unix_ms.saturating_add_unsigned(ms),
-        }
+        Self { unix_ms: self.unix_ms.saturating_add_unsigned(ms) }
     }
 
     /// Milliseconds from `earlier` to this time; 0 when `earlier` is later.
@@ -51,9 +47,7 @@ impl Timestamp {
     /// The time since `earlier`, as MGN writes durations.
     #[must_use]
     pub fn since(self, earlier: Self) -> IsoDuration {
-        IsoDuration {
-            seconds: self.ms_since(earlier) / 1000,
-        }
+        IsoDuration { seconds: self.ms_since(earlier) / 1000 }
     }
 
     fn datetime(self) -> Option<OffsetDateTime> {
@@ -85,9 +79,7 @@ impl std::str::FromStr for Timestamp {
     type Err = time::error::Parse;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self::from_datetime(
-            OffsetDateTime::parse(text, &Rfc3339)?.to_offset(UtcOffset::UTC),
-        ))
+        Ok(Self::from_datetime(OffsetDateTime::parse(text, &Rfc3339)?.to_offset(UtcOffset::UTC)))
     }
 }
 
@@ -100,8 +92,7 @@ impl Serialize for Timestamp {
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        text.parse()
-            .map_err(|e| serde::de::Error::custom(format!("`{text}` is not an RFC 3339 time: {e}")))
+        text.parse().map_err(|e| serde::de::Error::custom(format!("`{text}` is not an RFC 3339 time: {e}")))
     }
 }
 
@@ -128,14 +119,7 @@ impl IsoDuration {
 impl fmt::Display for IsoDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.seconds;
-        write!(
-            f,
-            "P{}DT{}H{}M{}S",
-            s / 86_400,
-            s / 3600 % 24,
-            s / 60 % 60,
-            s % 60
-        )
+        write!(f, "P{}DT{}H{}M{}S", s / 86_400, s / 3600 % 24, s / 60 % 60, s % 60)
     }
 }
 
@@ -148,9 +132,7 @@ impl Serialize for IsoDuration {
 impl<'de> Deserialize<'de> for IsoDuration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        parse_duration(&text).ok_or_else(|| {
-            serde::de::Error::custom(format!("`{text}` is not of the form P0DT0H0M0S"))
-        })
+        parse_duration(&text).ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not of the form P0DT0H0M0S")))
     }
 }
 
@@ -162,9 +144,7 @@ fn parse_duration(text: &str) -> Option<IsoDuration> {
     let number = |part: &str| part.parse::<u64>().ok();
     let hours = number(days)?.checked_mul(24)?.checked_add(number(hours)?)?;
     let minutes = hours.checked_mul(60)?.checked_add(number(minutes)?)?;
-    Some(IsoDuration {
-        seconds: minutes.checked_mul(60)?.checked_add(number(seconds)?)?,
-    })
+    Some(IsoDuration { seconds: minutes.checked_mul(60)?.checked_add(number(seconds)?)? })
 }
 
 #[cfg(test)]
