@@ -50,8 +50,9 @@ impl Accelerator {
     }
 }
 
-/// The CPU model of translated guests.
-pub const TCG_CPU: &str = "qemu64,-svm";
+/// The CPU model of translated guests. The agent inside encrypts: with these instructions AES-256-GCM runs at about
+/// 70 MB/s, without them at 9; its implementation needs all four. More of them only slow BLAKE3 and the boot down.
+pub const TCG_CPU: &str = "qemu64,-svm,+aes,+pclmulqdq,+ssse3,+sse4.1";
 
 fn cached() -> Option<Accelerator> {
     let text = fs::read_to_string(paths::cache().join("accelerator")).ok()?;

@@ -30,7 +30,7 @@ pub struct Link {
 /// A forwarder from a port of the loopback interface to a target. It and its connections end on drop.
 #[derive(Debug)]
 pub struct Forwarder {
-    port: u16,
+    address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -41,21 +41,29 @@ impl Forwarder {
     /// # Errors
     /// When no port can be had.
     pub fn start(target: SocketAddr, link: Link) -> Result<Self> {
-        let what = || format!("listen for {target}");
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(what)?;
-        let port = listener.local_addr().context(what)?.port();
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), target, link)
+    }
+
+    /// As [`Forwarder::start`], at an address of one's own choice.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn start_at(address: SocketAddr, target: SocketAddr, link: Link) -> Result<Self> {
+        let what = || format!("listen on {address} for {target}");
+        let listener = TcpListener::bind(address).context(what)?;
+        let address = listener.local_addr().context(what)?;
         let shared = Arc::new(Shared::new(target, link));
         let acceptor = thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.accept(&listener)
         });
-        Ok(Self { port, shared, acceptor: Some(acceptor) })
+        Ok(Self { address, shared, acceptor: Some(acceptor) })
     }
 
     /// The port to connect to.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.address.port()
     }
 
     /// Changes the link, for open connections too.
@@ -105,7 +113,7 @@ impl Drop for Forwarder {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         // Wakes the acceptor, which then sees the flag.
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        let _ = TcpStream::connect(self.address);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }

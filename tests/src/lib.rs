@@ -28,6 +28,7 @@ pub mod net;
 pub mod paths;
 pub mod process;
 pub mod qmp;
+pub mod random;
 pub mod region;
 pub mod ssh;
 pub mod sweep;

@@ -340,7 +340,8 @@ impl Machine {
 fn screen_text(memory: &[u8]) -> String {
     let lines = memory.chunks(160).map(|row| {
         let cells = row.chunks(2).filter_map(|cell| cell.first());
-        let text: String = cells.map(|&byte| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { ' ' }).collect();
+        let text: String =
+            cells.map(|&byte| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { ' ' }).collect();
         text.trim_end().to_owned()
     });
     lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")

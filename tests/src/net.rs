@@ -90,7 +90,8 @@ fn request(port: u16, head: &str, body: &[u8], patience: Duration) -> Result<Ans
     stream.write_all(body).context(what)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).context(what)?;
-    parse(&answer).ok_or_else(|| Error::Unexpected(format!("127.0.0.1:{port} did not answer in HTTP ({} bytes)", answer.len())))
+    parse(&answer)
+        .ok_or_else(|| Error::Unexpected(format!("127.0.0.1:{port} did not answer in HTTP ({} bytes)", answer.len())))
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {

@@ -25,12 +25,8 @@ impl Running {
         let program = program_name(command);
         let out = File::create(log).context(|| format!("create {}", log.display()))?;
         let err = out.try_clone().context(|| format!("share {}", log.display()))?;
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .spawn()
-            .context(|| format!("start {program}"))?;
+        let child =
+            command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().context(|| format!("start {program}"))?;
         Ok(Self { program, child, log: log.to_owned() })
     }
 
@@ -148,7 +144,8 @@ mod tests {
     #[test]
     fn a_stopped_child_is_reported_with_its_words() {
         let log = tempfile::NamedTempFile::new().unwrap();
-        let mut running = Running::start(Command::new("sh").args(["-c", "echo no such disk; exit 3"]), log.path()).unwrap();
+        let mut running =
+            Running::start(Command::new("sh").args(["-c", "echo no such disk; exit 3"]), log.path()).unwrap();
         running.wait(Duration::from_secs(20)).unwrap();
         let message = running.check().unwrap_err().to_string();
         assert!(message.contains("no such disk") && message.contains('3'), "{message}");

@@ -82,7 +82,8 @@ impl Ssh {
     }
 
     fn options(&self) -> Vec<String> {
-        let mut words = vec!["-F".to_owned(), "/dev/null".to_owned(), "-i".to_owned(), self.key.identity.display().to_string()];
+        let mut words =
+            vec!["-F".to_owned(), "/dev/null".to_owned(), "-i".to_owned(), self.key.identity.display().to_string()];
         let known_hosts = format!("UserKnownHostsFile={}", self.key.known_hosts.display());
         // The guest's port accepts long before its server does: the time limit covers the greeting.
         for option in [

@@ -25,10 +25,19 @@ pub fn kill_naming(folder: &Path) {
         if pids.is_empty() {
             return;
         }
-        for pid in pids {
-            // Not through a handle: they are nobody's children here. The path in their command line says that they are ours.
-            let _ = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).output();
-        }
+        kill(&pids);
         thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Kills those that run now, without waiting.
+pub fn kill_naming_once(folder: &Path) {
+    kill(&processes_naming(folder));
+}
+
+fn kill(pids: &[u32]) {
+    for pid in pids {
+        // Not through a handle: they are nobody's children here. The path in their command line says that they are ours.
+        let _ = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).output();
     }
 }

@@ -1,0 +1,56 @@
+# `make help` says what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/rehost/target
+# The installed toolchain is the only one: it must never fetch another or a target.
+export RUSTUP_AUTO_INSTALL := 0
+export CARGO_TERM_PROGRESS_WHEN ?= never
+
+RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
+PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
+
+.PHONY: help build demo test bench fmt lint clean
+
+help: ## Shows this
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@echo
+	@echo '  make demo DISK=/path/to.img PROBE=http:80|tcp:22|boot   migrates a disk of your own (it is only read)'
+
+build: ## Builds the command, the agent, the replicator and the converter (release, static)
+	scripts/install-deps build
+	cargo build --release $(PRODUCT)
+	@echo 'built: $(RELEASE)/{rehost,rehost-agent,rehost-replicator,rehost-converter}'
+
+demo: ## Migrates a running Debian server, from the agent's installation to the archive
+	scripts/install-deps build demo
+	cargo build --release $(PRODUCT) -p rehost-tests --bins
+	$(RELEASE)/demo $(if $(DISK),--disk '$(DISK)') $(if $(PROBE),--probe '$(PROBE)')
+
+test: ## Unit, property, contract, fault and end-to-end tests
+	scripts/install-deps build test
+	cargo build --workspace
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run --workspace; \
+	else \
+	  echo 'cargo-nextest is not installed: cargo test instead, one test at a time'; \
+	  cargo test --workspace --lib --bins --tests -- --test-threads=1; \
+	fi
+	cargo test --workspace --doc
+
+bench: ## Full sync against nbdcopy over TLS, written to bench/out/bench.json
+	scripts/install-deps build bench
+	cargo build --release -p rehost-agent -p rehost-replicator -p rehost-bench --bins
+	cargo run --release -p rehost-bench
+
+fmt: ## Formats the code
+	cargo fmt --all
+
+lint: ## Formatting and clippy, warnings as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+clean: ## Removes what was built; the cache of images and tools stays
+	cargo clean
