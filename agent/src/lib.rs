@@ -1,1 +1,3 @@
+//! The agent: reads a server's disks and replicates them.
 
+pub mod sync;

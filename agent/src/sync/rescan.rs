@@ -1,0 +1,249 @@
+//! A pass: asks the replicator for digests of everything, compares, and sends what differs.
+//!
+//! Several requests are under way at a time, so that both sides read and digest at once. What differs is read again when
+//! it is sent: nothing needs to be kept, and newer bytes travel rather than older ones.
+
+use std::collections::VecDeque;
+
+use rehost_protocol::{ByteCount, DIGEST_CHUNK, DigestId, ZeroOrDigest, digest_chunk};
+
+use super::{
+    driver::Driver,
+    error::{Halt, SyncError},
+    ledger::{Answer, Run},
+    outbox::Outgoing,
+    source::Piece,
+};
+
+/// Requests under way.
+const PIPELINE: usize = 6;
+
+/// A piece whose digests were asked for.
+struct Asked {
+    place: usize,
+    piece: Piece,
+    id: DigestId,
+}
+
+impl Driver<'_> {
+    /// One pass over all disks; true if nothing differed.
+    pub(super) fn pass(&mut self) -> Result<bool, Halt> {
+        let mut under_way = VecDeque::new();
+        let mut next = (0, 0);
+        let mut clean = true;
+        loop {
+            while under_way.len() < PIPELINE {
+                let Some((place, piece)) = self.next_piece(&mut next) else { break };
+                let id = self.ask(place, piece.offset, piece.length)?;
+                under_way.push_back(Asked { place, piece, id });
+            }
+            let Some(asked) = under_way.pop_front() else {
+                return Ok(clean);
+            };
+            clean &= self.compare(&asked)?;
+        }
+    }
+
+    /// The next piece of the pass; `next` is the place and the offset to go on from.
+    fn next_piece(&self, next: &mut (usize, u64)) -> Option<(usize, Piece)> {
+        loop {
+            let (place, offset) = *next;
+            match self.disks.get(place)?.source.piece(offset) {
+                Some(piece) => {
+                    next.1 += piece.length;
+                    return Some((place, piece));
+                }
+                None => *next = (place + 1, 0),
+            }
+        }
+    }
+
+    fn ask(&mut self, place: usize, offset: u64, length: u64) -> Result<DigestId, Halt> {
+        self.last_id = DigestId(self.last_id.0.wrapping_add(1));
+        let id = self.last_id;
+        self.ledger.ask(id);
+        self.queue(Outgoing::Digests { place, id, offset, length })?;
+        Ok(id)
+    }
+
+    /// Compares a piece with its answers, and sends what differs; true if nothing does.
+    fn compare(&mut self, asked: &Asked) -> Result<bool, Halt> {
+        let Asked { place, piece, mut id } = *asked;
+        let own = self.digest(place, piece)?;
+        let end = piece.offset + piece.length;
+        let mut at = piece.offset;
+        let mut clean = true;
+        loop {
+            let answer = self.ledger.wait_for_answer(id)?;
+            check(&answer, at, end)?;
+            let first = usize::try_from((at - piece.offset) / DIGEST_CHUNK).unwrap_or(usize::MAX);
+            let differing = differences(own.as_deref().map(|own| own.get(first..).unwrap_or_default()), &answer.runs);
+            let sent = self.send_differing(place, at, end, &differing)?;
+            clean &= differing.is_empty();
+            self.control.board.add_rescanned(place, answer.covered, sent);
+            at += answer.covered;
+            if at >= end {
+                return Ok(clean);
+            }
+            // An answer covers what fits; the rest is asked for again.
+            id = self.ask(place, at, end - at)?;
+        }
+    }
+
+    /// The piece's own chunks; none for a hole, all of whose chunks are zero.
+    fn digest(&mut self, place: usize, piece: Piece) -> Result<Option<Vec<ZeroOrDigest>>, Halt> {
+        if piece.hole {
+            return Ok(None);
+        }
+        let end = piece.offset + piece.length;
+        let mut digests = Vec::new();
+        let mut at = piece.offset;
+        while at < end {
+            self.ledger.check()?;
+            let Some(disk) = self.disks.get_mut(place) else { break };
+            disk.source.read(at, end - at, &mut self.own)?;
+            let bytes = self.own.bytes();
+            let chunks = bytes.chunks(usize::try_from(DIGEST_CHUNK).unwrap_or(usize::MAX));
+            digests.extend(chunks.map(|chunk| digest_chunk(&self.key, chunk)));
+            at += bytes.len() as u64;
+        }
+        Ok(Some(digests))
+    }
+
+    /// Sends ranges of chunks, counted from `base`; returns how many bytes they are.
+    fn send_differing(&mut self, place: usize, base: u64, end: u64, ranges: &[ChunkRange]) -> Result<u64, Halt> {
+        let mut sent = 0;
+        for range in ranges {
+            let mut at = base + range.first * DIGEST_CHUNK;
+            let stop = (at + range.count * DIGEST_CHUNK).min(end);
+            while at < stop {
+                let length = self.send_block(place, at, stop - at, false)?;
+                sent += length;
+                at += length;
+            }
+        }
+        Ok(sent)
+    }
+}
+
+/// Chunks that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ChunkRange {
+    first: u64,
+    count: u64,
+}
+
+/// An answer must cover something, end where chunks end, and not go beyond what was asked.
+fn check(answer: &Answer, at: u64, end: u64) -> Result<(), SyncError> {
+    let reached = at.checked_add(answer.covered).filter(|reached| *reached <= end);
+    match reached {
+        Some(reached) if answer.covered > 0 && (reached == end || reached.is_multiple_of(DIGEST_CHUNK)) => Ok(()),
+        _ => Err(SyncError::Protocol(format!("digests of {} at {at} were not asked for", ByteCount(answer.covered)))),
+    }
+}
+
+/// Where the replicator's chunks differ from one's own (`None`: all zero). The runs were checked to cover what they say,
+/// and that not to be more than was asked for.
+fn differences(own: Option<&[ZeroOrDigest]>, runs: &[Run]) -> Vec<ChunkRange> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    for run in runs {
+        let count = match run {
+            Run::Zero(count) => {
+                zero_differences(own, at, *count, &mut found);
+                *count
+            }
+            Run::Digests(digests) => {
+                for (theirs, chunk) in digests.iter().zip(at..) {
+                    if own_chunk(own, chunk) != ZeroOrDigest::Digest(*theirs) {
+                        add(&mut found, chunk);
+                    }
+                }
+                digests.len() as u64
+            }
+        };
+        at += count;
+    }
+    found
+}
+
+fn zero_differences(own: Option<&[ZeroOrDigest]>, first: u64, count: u64, found: &mut Vec<ChunkRange>) {
+    // A hole on both sides is equal, however large.
+    if own.is_none() {
+        return;
+    }
+    for chunk in first..first + count {
+        if own_chunk(own, chunk) != ZeroOrDigest::Zero {
+            add(found, chunk);
+        }
+    }
+}
+
+fn own_chunk(own: Option<&[ZeroOrDigest]>, chunk: u64) -> ZeroOrDigest {
+    let Some(own) = own else { return ZeroOrDigest::Zero };
+    let found = usize::try_from(chunk).ok().and_then(|at| own.get(at));
+    found.copied().unwrap_or(ZeroOrDigest::Zero)
+}
+
+fn add(found: &mut Vec<ChunkRange>, chunk: u64) {
+    match found.last_mut() {
+        Some(last) if last.first + last.count == chunk => last.count += 1,
+        _ => found.push(ChunkRange { first: chunk, count: 1 }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chunk(kind: u8) -> ZeroOrDigest {
+        match kind {
+            0 => ZeroOrDigest::Zero,
+            other => ZeroOrDigest::Digest([other; 16]),
+        }
+    }
+
+    fn runs(chunks: &[ZeroOrDigest]) -> Vec<Run> {
+        let mut runs = Vec::new();
+        for chunk in chunks {
+            match (runs.last_mut(), chunk) {
+                (Some(Run::Zero(count)), ZeroOrDigest::Zero) => *count += 1,
+                (_, ZeroOrDigest::Zero) => runs.push(Run::Zero(1)),
+                (Some(Run::Digests(digests)), ZeroOrDigest::Digest(digest)) => digests.push(*digest),
+                (_, ZeroOrDigest::Digest(digest)) => runs.push(Run::Digests(vec![*digest])),
+            }
+        }
+        runs
+    }
+
+    #[test]
+    fn a_hole_of_terabytes_is_compared_at_once() {
+        assert_eq!(differences(None, &[Run::Zero(1 << 50)]), []);
+    }
+
+    #[test]
+    fn answers_that_were_not_asked_for_are_refused() {
+        let answer = |covered| Answer { covered, runs: Vec::new() };
+        assert!(check(&answer(DIGEST_CHUNK), 0, DIGEST_CHUNK).is_ok());
+        assert!(check(&answer(100), 0, 100).is_ok());
+        assert!(check(&answer(100), 0, DIGEST_CHUNK).is_err());
+        assert!(check(&answer(0), 0, DIGEST_CHUNK).is_err());
+        assert!(check(&answer(u64::MAX), DIGEST_CHUNK, 2 * DIGEST_CHUNK).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_differing_chunks_are_found(
+            pairs in prop::collection::vec((0_u8..3, 0_u8..3), 0..200),
+            hole: bool,
+        ) {
+            let own: Vec<_> = pairs.iter().map(|(own, _)| chunk(if hole { 0 } else { *own })).collect();
+            let theirs: Vec<_> = pairs.iter().map(|(_, theirs)| chunk(*theirs)).collect();
+            let found = differences((!hole).then_some(&own), &runs(&theirs));
+            let found: Vec<u64> = found.iter().flat_map(|range| range.first..range.first + range.count).collect();
+            let expected = own.iter().zip(&theirs).zip(0_u64..).filter(|((a, b), _)| a != b);
+            prop_assert_eq!(found, expected.map(|(_, at)| at).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! A disk of the source: a block device or an image file.
+
+use std::{
+    fs::{File, Metadata, OpenOptions},
+    io::{self, Seek, SeekFrom},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    path::Path,
+};
+
+use rehost_protocol::DIGEST_CHUNK;
+use rustix::{
+    fs::{Advice, OFlags, SeekFrom as SparseSeek, fadvise, seek},
+    io::Errno,
+};
+
+use super::{
+    buffer::{ALIGNMENT, Buffer, STEP},
+    config::DiskSource,
+    error::SyncError,
+};
+
+/// How much of a disk one digest request covers, where there is data.
+const DATA_PIECE: u64 = 16 << 20;
+
+/// An open disk.
+pub(super) struct Source {
+    disk: DiskSource,
+    file: File,
+    /// Past the page cache: what is read once should not displace what the server needs.
+    direct: bool,
+    has_holes: bool,
+}
+
+/// A part of a disk, for a digest pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    /// It is a hole: it need not be read.
+    pub(super) hole: bool,
+}
+
+impl Source {
+    /// Opens a disk, which must have the size that was agreed on.
+    pub(super) fn open(disk: &DiskSource) -> Result<Self, SyncError> {
+        let (file, direct) = open(&disk.path).map_err(|e| SyncError::vanished(&disk.path, e))?;
+        let metadata = file.metadata().map_err(|e| SyncError::vanished(&disk.path, e))?;
+        let has_holes = !metadata.file_type().is_block_device();
+        let source = Self { disk: disk.clone(), file, direct, has_holes };
+        source.check()?;
+        Ok(source)
+    }
+
+    pub(super) fn disk(&self) -> &DiskSource {
+        &self.disk
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.disk.size_bytes
+    }
+
+    /// Whether the path still leads to this disk, and the disk still has its size.
+    pub(super) fn check(&self) -> Result<(), SyncError> {
+        let path = &self.disk.path;
+        let vanished = |e: io::Error| SyncError::vanished(path, e);
+        let there = std::fs::metadata(path).map_err(vanished)?;
+        let here = self.file.metadata().map_err(vanished)?;
+        if identity(&there) != identity(&here) {
+            return Err(SyncError::vanished(path, "something else is in its place"));
+        }
+        self.check_size()
+    }
+
+    /// Reads up to the end of the buffer, the disk or the current megabyte, whichever comes first, so that blocks of all
+    /// passes have the same borders. `offset` must be aligned.
+    pub(super) fn read(&mut self, offset: u64, at_most: u64, buffer: &mut Buffer) -> Result<(), SyncError> {
+        let step = STEP as u64 - offset % STEP as u64;
+        let length = step.min(at_most).min(self.size().saturating_sub(offset));
+        let length = usize::try_from(length).unwrap_or(0);
+        buffer.set_length(length);
+        let mut done = 0;
+        while done < length {
+            let count = self.read_some(offset, done, length, buffer)?;
+            // Only the end of the disk is not aligned: reading on from within a block is not possible.
+            let aligned = usize::try_from(ALIGNMENT).unwrap_or(1);
+            let next = done + count;
+            if next < length {
+                self.check_size()?;
+                if next / aligned * aligned <= done {
+                    let source = io::ErrorKind::UnexpectedEof.into();
+                    return Err(self.failed(offset, source));
+                }
+            }
+            done = if next < length { next / aligned * aligned } else { length };
+        }
+        if !self.direct {
+            self.forget(offset, length as u64);
+        }
+        Ok(())
+    }
+
+    /// Where the first byte at or after `offset` is that may not be zero; the size if there is none.
+    pub(super) fn next_data(&self, offset: u64) -> u64 {
+        match self.seek_sparse(SparseSeek::Data(offset)) {
+            Some(Ok(found)) => found.clamp(offset, self.size()),
+            Some(Err(Errno::NXIO)) => self.size(),
+            Some(Err(_)) | None => offset,
+        }
+    }
+
+    /// The part that begins at `offset`, which is a multiple of the digest chunk; none at the disk's end.
+    pub(super) fn piece(&self, offset: u64) -> Option<Piece> {
+        let size = self.size();
+        if offset >= size {
+            return None;
+        }
+        let data = self.next_data(offset);
+        let hole_end = if data == size { size } else { data / DIGEST_CHUNK * DIGEST_CHUNK };
+        if hole_end > offset {
+            return Some(Piece { offset, length: hole_end - offset, hole: true });
+        }
+        let data_end = self.next_hole(data).next_multiple_of(DIGEST_CHUNK);
+        let length = data_end.min(size).saturating_sub(offset).clamp(1, DATA_PIECE);
+        // A hole that is made at this moment must not leave less than a chunk.
+        let length = length.next_multiple_of(DIGEST_CHUNK).min(size - offset);
+        Some(Piece { offset, length, hole: false })
+    }
+
+    fn next_hole(&self, offset: u64) -> u64 {
+        match self.seek_sparse(SparseSeek::Hole(offset)) {
+            Some(Ok(found)) => found.clamp(offset, self.size()),
+            Some(Err(_)) | None => self.size(),
+        }
+    }
+
+    fn seek_sparse(&self, to: SparseSeek) -> Option<Result<u64, Errno>> {
+        self.has_holes.then(|| seek(&self.file, to))
+    }
+
+    fn read_some(&mut self, offset: u64, done: usize, length: usize, buffer: &mut Buffer) -> Result<usize, SyncError> {
+        let at = offset + done as u64;
+        // Up to a whole block, as direct I/O wants it; at the disk's end fewer bytes come.
+        let wanted = length.next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1)).min(STEP);
+        loop {
+            let space = buffer.space().get_mut(done..wanted).unwrap_or_default();
+            match self.file.read_at(space, at) {
+                Ok(count) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if self.direct && error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                    self.give_up_direct()?;
+                }
+                Err(error) => return Err(self.failed(at, error)),
+            }
+        }
+    }
+
+    /// Some file systems open for direct I/O and then refuse it.
+    fn give_up_direct(&mut self) -> Result<(), SyncError> {
+        let path = &self.disk.path;
+        self.file = File::open(path).map_err(|e| SyncError::vanished(path, e))?;
+        self.direct = false;
+        Ok(())
+    }
+
+    fn check_size(&self) -> Result<(), SyncError> {
+        let end = (&self.file).seek(SeekFrom::End(0));
+        let actual = end.map_err(|e| SyncError::vanished(&self.disk.path, e))?;
+        if actual != self.size() {
+            let path = self.disk.path.clone();
+            return Err(SyncError::DiskResized { path, expected: self.size(), actual });
+        }
+        Ok(())
+    }
+
+    fn failed(&self, offset: u64, source: io::Error) -> SyncError {
+        let path = self.disk.path.clone();
+        let gone = [Errno::NODEV, Errno::NXIO].map(|errno| Some(errno.raw_os_error()));
+        if gone.contains(&source.raw_os_error()) {
+            return SyncError::vanished(&path, source);
+        }
+        SyncError::DiskRead { path, offset, source }
+    }
+
+    /// What was read through the page cache is not needed there.
+    fn forget(&self, offset: u64, length: u64) {
+        let length = std::num::NonZeroU64::new(length);
+        // Advice may be ignored, and so may its failure.
+        let _ = fadvise(&self.file, offset, length, Advice::DontNeed);
+    }
+}
+
+fn open(path: &Path) -> io::Result<(File, bool)> {
+    let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    match OpenOptions::new().read(true).custom_flags(direct).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+            File::open(path).map(|file| (file, false))
+        }
+        opened => opened.map(|file| (file, true)),
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64, u64) {
+    (metadata.dev(), metadata.ino(), metadata.rdev())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rehost_model::VolumeId;
+    use rehost_protocol::DiskIndex;
+
+    const MIB: u64 = 1 << 20;
+
+    fn image(size: u64) -> (tempfile::TempDir, DiskSource, File) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.img");
+        let file = File::create(&path).unwrap();
+        file.set_len(size).unwrap();
+        let disk = DiskSource { index: DiskIndex(0), path, volume: VolumeId::generate(), size_bytes: size };
+        (directory, disk, file)
+    }
+
+    #[test]
+    fn every_byte_is_read_once_also_at_an_odd_end() {
+        let size = 2 * MIB + 12_345;
+        let (_directory, disk, file) = image(size);
+        let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        file.write_all_at(&bytes, 0).unwrap();
+        let mut source = Source::open(&disk).unwrap();
+        let (mut buffer, mut read) = (Buffer::new(), Vec::new());
+        while (read.len() as u64) < size {
+            source.read(read.len() as u64, u64::MAX, &mut buffer).unwrap();
+            read.extend_from_slice(buffer.bytes());
+        }
+        assert!(read == bytes);
+    }
+
+    #[test]
+    fn a_sparse_disk_of_terabytes_is_a_few_pieces() {
+        let size = 2 << 40;
+        let (_directory, disk, file) = image(size);
+        file.write_all_at(&[1; 100], 1 << 40).unwrap();
+        let source = Source::open(&disk).unwrap();
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        while let Some(piece) = source.piece(at) {
+            assert_eq!(piece.offset, at);
+            at += piece.length;
+            pieces.push(piece);
+        }
+        assert_eq!(at, size);
+        assert!(pieces.len() <= 3, "{pieces:?}");
+        assert!(pieces.iter().any(|piece| !piece.hole && piece.offset == 1 << 40));
+    }
+
+    #[test]
+    fn a_disk_that_shrank_grew_or_went_is_named() {
+        let (_directory, disk, file) = image(4 * MIB);
+        let mut source = Source::open(&disk).unwrap();
+        file.set_len(MIB).unwrap();
+        let error = source.read(2 * MIB, u64::MAX, &mut Buffer::new()).unwrap_err();
+        assert!(matches!(error, SyncError::DiskResized { actual: MIB, .. }), "{error}");
+        file.set_len(8 * MIB).unwrap();
+        assert!(matches!(Source::open(&disk).err(), Some(SyncError::DiskResized { .. })));
+        file.set_len(4 * MIB).unwrap();
+        std::fs::remove_file(&disk.path).unwrap();
+        let error = source.check().unwrap_err();
+        assert!(error.to_string().contains("disk.img"), "{error}");
+        assert_eq!(error.code(), "DiskVanished");
+    }
+}
