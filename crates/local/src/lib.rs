@@ -1,1 +1,10 @@
-//! 
+//! The ports on one machine, and the interpreter of the state machines.
+//!
+//! A region's home folder holds all of it: `rehost.db` ([`store`], [`interpreter`]), `events.jsonl` ([`events`]),
+//! `objects/` ([`objects`]), `keys/` ([`keys`]).
+
+mod database;
+pub mod interpreter;
+pub mod store;
+
+pub use database::Database;
