@@ -3,6 +3,7 @@
 //! A region's home folder holds all of it: `rehost.db` ([`store`], [`interpreter`]), `events.jsonl` ([`events`]),
 //! `objects/` ([`objects`]), `keys/` ([`keys`]).
 
+pub mod compute;
 mod database;
 pub mod interpreter;
 pub mod store;
