@@ -4,8 +4,13 @@
 //! `objects/` ([`objects`]), `keys/` ([`keys`]).
 
 pub mod compute;
+pub mod clock;
 mod database;
+pub mod events;
+mod files;
 pub mod interpreter;
+pub mod keys;
+pub mod objects;
 pub mod store;
 
 pub use database::Database;
