@@ -1,0 +1,254 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use rehost_model::launch::Probe;
+
+/// Lifts running Linux servers to another home, disk block by disk block, and proves the copy before anyone depends on it.
+#[derive(Debug, Parser)]
+#[command(name = "rehost", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where the service is, and how to show what it says.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The region's home [default: ~/.rehost].
+    #[arg(long, global = true, env = "REHOST_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Another service with MGN's API, with credentials as the AWS CLI finds them; the home is then not used.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) endpoint_url: Option<String>,
+    /// The AWS region of that service.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) region: Option<String>,
+    /// The AWS profile for that service.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Print JSON, in MGN's shapes.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a local region: its home, keys, certificate authority and credentials.
+    Init(InitArgs),
+    /// Run the local region until it is told to stop (SIGINT or SIGTERM).
+    Serve(ServeArgs),
+    /// Print the command that installs the agent on a source server.
+    InstallCommand(InstallCommandArgs),
+    /// List the source servers.
+    Servers(ServersArgs),
+    /// Show a source server, or change its settings.
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// Launch test instances.
+    Test(LaunchArgs),
+    /// Mark a server as ready for cutover; its test instance is terminated.
+    Ready(OneArgs),
+    /// Launch cutover instances.
+    Cutover(LaunchArgs),
+    /// Take back a test (to READY_FOR_TEST) or a cutover (to READY_FOR_CUTOVER).
+    Revert(OneArgs),
+    /// End the migration of a server: its launched instance stays, everything else goes.
+    Finalize(WaitArgs),
+    /// Hide a server that was cut over or disconnected.
+    Archive(OneArgs),
+    /// Terminate the launched instances of servers.
+    Terminate(LaunchArgs),
+    /// Stop replicating a server, and remove everything that was made for it.
+    Disconnect(WaitArgs),
+    /// List the jobs.
+    Jobs(JobsArgs),
+    /// Show a job and its log.
+    #[command(subcommand)]
+    Job(JobCommand),
+    /// Follow servers as they replicate: live bars on a terminal, plain lines elsewhere.
+    Watch(WatchArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Where `rehost serve` will listen.
+    #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: std::net::SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Listen here instead of where the region's configuration says.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallCommandArgs {
+    /// The address of this service as the source sees it, such as https://10.0.0.5:8443.
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// Print the secret too, so that the line can be run as it is.
+    #[arg(long)]
+    pub(crate) show_secret: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServersArgs {
+    /// List the archived servers instead.
+    #[arg(long)]
+    pub(crate) archived: bool,
+    /// Only servers in this lifecycle state, such as TESTING; may be given several times.
+    #[arg(long, value_name = "STATE")]
+    pub(crate) state: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServerCommand {
+    /// Everything about one server.
+    Show(OneArgs),
+    /// Change the settings of one server.
+    Set(SetArgs),
+}
+
+/// One server.
+#[derive(Debug, Args)]
+pub(crate) struct OneArgs {
+    /// Its id, the beginning of it, its host name or its user-provided id.
+    pub(crate) server: String,
+}
+
+/// One server, and whether to wait.
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    #[command(flatten)]
+    pub(crate) one: OneArgs,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// Servers of one job.
+#[derive(Debug, Args)]
+pub(crate) struct LaunchArgs {
+    /// Their ids, the beginnings of them, their host names or user-provided ids.
+    #[arg(required = true)]
+    pub(crate) servers: Vec<String>,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+}
+
+/// Whether to wait for the end.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// Wait until it is done; fail with its reason if it fails.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// With --wait: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "3600")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetArgs {
+    #[command(flatten)]
+    pub(crate) one: OneArgs,
+    /// What a launched copy must answer: boot, tcp:PORT or http:PORT[/PATH]; may be given several times.
+    #[arg(long, value_name = "PROBE")]
+    pub(crate) probe: Vec<Probe>,
+    /// How long a launched copy may take to pass its probes.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) verify_timeout: Option<u64>,
+    /// Launch a test as soon as the server is ready for it.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_test: Option<bool>,
+    /// Mark it ready for cutover when its test passed.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_ready: Option<bool>,
+    /// Cut over as soon as it is ready for it.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_cutover: Option<bool>,
+    /// Finalize when its cutover passed.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_finalize: Option<bool>,
+    /// Archive it when it was finalized.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_archive: Option<bool>,
+    /// How copies boot: LEGACY_BIOS, UEFI or USE_SOURCE.
+    #[arg(long, value_name = "MODE", value_parser = boot_mode)]
+    pub(crate) boot_mode: Option<rehost_model::launch::BootMode>,
+    /// Limit of the replication's bandwidth in Mbit/s; 0 means none.
+    #[arg(long, value_name = "MBIT")]
+    pub(crate) bandwidth: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    /// Only jobs created at or after this time, such as 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) from: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JobCommand {
+    /// A job, its servers and its log.
+    Show(JobArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job's id, or the beginning of it.
+    pub(crate) job: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// Only this server: its id, the beginning of it, its host name or its user-provided id.
+    pub(crate) server: Option<String>,
+    /// Stop once every watched server is in this lifecycle or data replication state, or once this job is completed.
+    #[arg(long, value_name = "STATE|JOB")]
+    pub(crate) until: Option<String>,
+    /// With --until: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "3600")]
+    pub(crate) timeout: Duration,
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
+}
+
+fn boot_mode(text: &str) -> Result<rehost_model::launch::BootMode, String> {
+    serde_json::from_value(text.to_ascii_uppercase().into())
+        .map_err(|_| "write LEGACY_BIOS, UEFI or USE_SOURCE".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn switches_may_stand_alone_or_with_a_value() {
+        let parse = |tail: &[&str]| {
+            let words = [&["rehost", "server", "set", "web-1"], tail].concat();
+            match Cli::try_parse_from(words).unwrap().command {
+                Command::Server(ServerCommand::Set(set)) => set,
+                other => panic!("{other:?}"),
+            }
+        };
+        let set = parse(&["--probe", "http:80", "--probe", "boot", "--auto-test", "--auto-cutover=false"]);
+        assert_eq!((set.auto_test, set.auto_cutover, set.auto_archive), (Some(true), Some(false), None));
+        assert_eq!(set.probe.len(), 2);
+        assert_eq!(parse(&["--boot-mode", "uefi"]).boot_mode, Some(rehost_model::launch::BootMode::Uefi));
+    }
+}

@@ -1,0 +1,106 @@
+//! Source servers: the list, one of them, and its settings.
+
+use anyhow::Result;
+use aws_sdk_mgn::types::SourceServer;
+use rehost_api::settings::SettingsRequest;
+use rehost_control::operations::ServerSettings;
+use rehost_model::settings::MigrationPolicy;
+use serde_json::json;
+
+use super::{out, out_json};
+use crate::args::{OneArgs, ServersArgs, SetArgs};
+use crate::client::Mgn;
+use crate::show::Table;
+use crate::{own, report};
+
+/// Lists servers.
+pub(super) async fn list(mgn: &Mgn, args: &ServersArgs, json: bool) -> Result<()> {
+    let servers = mgn.servers(args.archived, &args.state).await?;
+    if json {
+        return out_json(&servers.json);
+    }
+    if servers.value.is_empty() {
+        return out("There are no such servers. `rehost install-command` prints how to add one.\n");
+    }
+    let mut table = Table::new(&["SERVER", "HOST", "LIFECYCLE", "REPLICATION", "DONE", "OF", "LAG", "INSTANCE"]);
+    for server in &servers.value {
+        table.row(row(server));
+    }
+    out(table)?;
+    for server in &servers.value {
+        if let Some(error) = report::error(server) {
+            out(format_args!("\n{}: {error}\n", report::id(server)))?;
+        }
+    }
+    Ok(())
+}
+
+fn row(server: &SourceServer) -> Vec<String> {
+    let progress = report::Progress::of(server);
+    vec![
+        report::id(server).to_owned(),
+        report::host(server).to_owned(),
+        report::life_cycle(server).to_owned(),
+        report::replication(server).to_owned(),
+        progress.percent_text(),
+        progress.total_text(),
+        report::lag(server).unwrap_or_default(),
+        report::instance(server).unwrap_or_default().to_owned(),
+    ]
+}
+
+/// Shows one server.
+pub(super) async fn show(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
+    let id = mgn.resolve(&one.server).await?;
+    let mut server = mgn.server(&id).await?;
+    // Only a region of rehost has settings of its own; of other services the rest is shown.
+    let settings = match id.parse() {
+        Ok(source_server_id) => {
+            let request = SettingsRequest { source_server_id, settings: ServerSettings::default() };
+            own::settings(&mgn.target, &request).await.ok().map(|answer| answer.settings)
+        }
+        Err(_) => None,
+    };
+    if json {
+        if let Some(settings) = settings {
+            server.json["settings"] = json!(settings);
+        }
+        return out_json(&server.json);
+    }
+    out(report::full(&server.value, settings.as_ref()))
+}
+
+/// Changes the settings of one server.
+pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
+    let source_server_id = mgn.resolve(&set.one.server).await?.parse()?;
+    let mut settings = ServerSettings {
+        probes: Some(set.probe.clone()).filter(|p| !p.is_empty()),
+        verify_timeout_seconds: set.verify_timeout,
+        boot_mode: set.boot_mode,
+        bandwidth_throttling: set.bandwidth,
+        policy: None,
+    };
+    let mut request = SettingsRequest { source_server_id, settings: ServerSettings::default() };
+    if names_gates(&set) {
+        // The policy is written whole: what is not named stays as it is.
+        let now = own::settings(&mgn.target, &request).await?.settings.policy.unwrap_or_default();
+        settings.policy = Some(policy(now, &set));
+    }
+    request.settings = settings;
+    let answer = own::settings(&mgn.target, &request).await?;
+    if json { out_json(&answer.settings) } else { out(report::settings(&answer.settings)) }
+}
+
+fn names_gates(set: &SetArgs) -> bool {
+    [set.auto_test, set.auto_ready, set.auto_cutover, set.auto_finalize, set.auto_archive].iter().any(Option::is_some)
+}
+
+fn policy(now: MigrationPolicy, set: &SetArgs) -> MigrationPolicy {
+    MigrationPolicy {
+        auto_test: set.auto_test.unwrap_or(now.auto_test),
+        auto_ready_for_cutover: set.auto_ready.unwrap_or(now.auto_ready_for_cutover),
+        auto_cutover: set.auto_cutover.unwrap_or(now.auto_cutover),
+        auto_finalize: set.auto_finalize.unwrap_or(now.auto_finalize),
+        auto_archive: set.auto_archive.unwrap_or(now.auto_archive),
+    }
+}
