@@ -1,0 +1,99 @@
+//! A process under GNU `time`, and medians.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+/// What a sync cost.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Measured {
+    /// User and system time of both sides.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) wall_seconds: f64,
+    pub(crate) sender_peak_mib: f64,
+    pub(crate) receiver_peak_mib: f64,
+    /// Bytes from the sender to the receiver, as a forwarder counts them in a run of its own; 0 where not measured.
+    pub(crate) wire_mb: f64,
+}
+
+/// What one process cost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_mib: f64,
+}
+
+/// A process under `time`.
+pub(crate) struct Timed {
+    child: Child,
+    report: PathBuf,
+    what: String,
+}
+
+impl Timed {
+    /// Starts `program`; its own output goes nowhere, its errors to ours.
+    pub(crate) fn start(report: &Path, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let what = program.display().to_string();
+        let child = Command::new("time")
+            .args(["-q", "-f", "%U %S %M", "-o"])
+            .arg(report)
+            .arg(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("start {what} under time (Debian's package time)"))?;
+        Ok(Self { child, report: report.to_owned(), what })
+    }
+
+    /// Asks the measured process (not `time`) to end.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        let children = format!("/proc/{0}/task/{0}/children", self.child.id());
+        let pids = fs::read_to_string(&children).with_context(|| format!("read {children}"))?;
+        for pid in pids.split_whitespace() {
+            Command::new("kill").args(["-TERM", pid]).status()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the end; a failure counts unless it was asked to end.
+    pub(crate) fn finish(mut self, may_fail: bool) -> Result<Cost> {
+        let status = self.child.wait()?;
+        if !status.success() && !may_fail {
+            bail!("{} ended with {status}", self.what);
+        }
+        let text = fs::read_to_string(&self.report).with_context(|| format!("read {}", self.report.display()))?;
+        let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        match numbers.as_slice() {
+            [user, system, kib] => Ok(Cost { cpu_seconds: user + system, peak_mib: kib / 1024.0 }),
+            _ => bail!("time wrote `{text}` about {}", self.what),
+        }
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        // Only after a failure: a process that was waited for is not there any more.
+        let _ = self.terminate();
+    }
+}
+
+/// The medians, each figure by itself.
+pub(crate) fn median(all: &[Measured]) -> Measured {
+    let of = |figure: fn(&Measured) -> f64| {
+        let mut figures: Vec<f64> = all.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied().unwrap_or_default()
+    };
+    Measured {
+        cpu_seconds: of(|m| m.cpu_seconds),
+        wall_seconds: of(|m| m.wall_seconds),
+        sender_peak_mib: of(|m| m.sender_peak_mib),
+        receiver_peak_mib: of(|m| m.receiver_peak_mib),
+        wire_mb: of(|m| m.wire_mb),
+    }
+}
