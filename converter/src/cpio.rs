@@ -122,8 +122,7 @@ fn append_raw(archive: &mut Vec<u8>, header: &Header, name: &str, contents: &[u8
     let name_size = u32::try_from(name.len() + 1).map_err(too_large)?;
     let (major, minor) = header.device;
     archive.extend_from_slice(MAGIC);
-    let numbers =
-        [header.inode, header.mode, 0, 0, header.links, 0, size, 0, 0, major, minor, name_size, 0];
+    let numbers = [header.inode, header.mode, 0, 0, header.links, 0, size, 0, 0, major, minor, name_size, 0];
     for number in numbers {
         archive.extend_from_slice(format!("{number:08x}").as_bytes());
     }

@@ -2,19 +2,19 @@
 
 /// One entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     /// What is mounted: a device, `UUID=…`, a share.
-    pub device: &'a str,
-    pub mount_point: &'a str,
+    pub(crate) device: &'a str,
+    pub(crate) mount_point: &'a str,
     /// `ext4`, `swap`, `auto`, …
-    pub kind: &'a str,
-    pub options: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) options: &'a str,
 }
 
 impl<'a> Entry<'a> {
     /// The entry in a line; nothing for comments, blank lines and lines that are too short.
     #[must_use]
-    pub fn parse(line: &'a str) -> Option<Self> {
+    pub(crate) fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split_whitespace();
         let device = fields.next().filter(|device| !device.starts_with('#'))?;
         let (mount_point, kind) = (fields.next()?, fields.next()?);
@@ -23,19 +23,19 @@ impl<'a> Entry<'a> {
 
     /// Whether the options have this word.
     #[must_use]
-    pub fn has_option(&self, option: &str) -> bool {
+    pub(crate) fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|own| own == option)
     }
 }
 
 /// Every entry of a whole file.
-pub fn entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
+pub(crate) fn entries(text: &str) -> impl Iterator<Item = Entry<'_>> {
     text.lines().filter_map(Entry::parse)
 }
 
 /// The line with its `index`-th field (from 0) replaced; blanks and the rest stay.
 #[must_use]
-pub fn with_field(line: &str, index: usize, value: &str) -> String {
+pub(crate) fn with_field(line: &str, index: usize, value: &str) -> String {
     let (mut start, mut seen, mut inside) = (0, 0, false);
     for (at, c) in line.char_indices().chain([(line.len(), ' ')]) {
         if c.is_whitespace() && inside {

@@ -57,7 +57,8 @@ impl Guest {
     /// `ID` and `ID_LIKE` of os-release, all words.
     #[must_use]
     pub fn os_families(&self) -> Vec<String> {
-        let text = self.root.text("/etc/os-release").or_else(|| self.root.text("/usr/lib/os-release")).unwrap_or_default();
+        let text =
+            self.root.text("/etc/os-release").or_else(|| self.root.text("/usr/lib/os-release")).unwrap_or_default();
         let words = |field| os_release_field(&text, field).unwrap_or_default();
         format!("{} {}", words("ID"), words("ID_LIKE")).split_whitespace().map(str::to_owned).collect()
     }

@@ -28,9 +28,13 @@ pub(crate) const MODULE_DIRECTORY: &str = "/modules";
 pub enum BuildError {
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("{0} is dynamically linked and cannot be the first program of a machine: build rehost-converter as a static binary")]
+    #[error(
+        "{0} is dynamically linked and cannot be the first program of a machine: build rehost-converter as a static binary"
+    )]
     NotStatic(PathBuf),
-    #[error("no file below {directory} is a kernel module {module}.ko: unpack Debian's package linux-image-…-cloud-amd64 there")]
+    #[error(
+        "no file below {directory} is a kernel module {module}.ko: unpack Debian's package linux-image-…-cloud-amd64 there"
+    )]
     NoModule { module: &'static str, directory: PathBuf },
     #[error("{0} is compressed: unpack it, the conversion machine loads plain modules only")]
     Compressed(PathBuf),

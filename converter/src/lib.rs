@@ -9,6 +9,7 @@ pub mod cpio;
 pub mod disk;
 pub mod edit;
 pub mod initramfs;
+pub mod machine;
 
 mod convert;
 mod fstab;

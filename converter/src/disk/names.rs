@@ -77,7 +77,8 @@ fn by_path<'a>(disks: &'a Disks, path: &str) -> Option<(&'a Disk, &'a Volume)> {
 }
 
 fn disk_named<'a>(disks: &'a Disks, base: &str) -> Option<&'a Disk> {
-    let named = |disk: &&Disk| disk.source_device.as_deref().is_some_and(|name| name.strip_prefix("/dev/") == Some(base));
+    let named =
+        |disk: &&Disk| disk.source_device.as_deref().is_some_and(|name| name.strip_prefix("/dev/") == Some(base));
     if disks.0.iter().any(|disk| disk.source_device.is_some()) {
         return disks.0.iter().find(named);
     }

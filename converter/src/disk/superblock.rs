@@ -126,9 +126,9 @@ fn btrfs(head: &[u8]) -> Option<Superblock> {
 }
 
 fn lvm(head: &[u8]) -> Option<Superblock> {
-    (0..4).map(|sector| sector * 512).find(|at| {
-        head.get(*at..at + 8) == Some(b"LABELONE") && head.get(at + 24..at + 32) == Some(b"LVM2 001")
-    })?;
+    (0..4)
+        .map(|sector| sector * 512)
+        .find(|at| head.get(*at..at + 8) == Some(b"LABELONE") && head.get(at + 24..at + 32) == Some(b"LVM2 001"))?;
     Some(Superblock::new(Content::LvmMember, None, None))
 }
 

@@ -175,7 +175,8 @@ fn gpt_partition(number: u32, entry: &[u8], sector: u64) -> Option<Partition> {
         return None;
     }
     let sectors = (last - first).checked_add(1)?;
-    let name: Vec<u16> = (56..128).step_by(2).filter_map(|at| super::le_u16(entry, at)).take_while(|c| *c != 0).collect();
+    let name: Vec<u16> =
+        (56..128).step_by(2).filter_map(|at| super::le_u16(entry, at)).take_while(|c| *c != 0).collect();
     Some(Partition {
         number,
         start: first.checked_mul(sector)?,

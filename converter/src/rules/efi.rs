@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn a_loader_at_the_removable_path_stays() {
-        let tree = Tree::new(&[("/boot/efi/EFI/boot/bootx64.efi", "own"), ("/boot/efi/EFI/debian/grubx64.efi", "grub")]);
+        let tree =
+            Tree::new(&[("/boot/efi/EFI/boot/bootx64.efi", "own"), ("/boot/efi/EFI/debian/grubx64.efi", "grub")]);
         let proposal = propose_with(&tree.guest_on(uefi_disks()), "efi", propose);
         assert!(proposal.edits.is_empty() && proposal.findings.is_empty());
     }

@@ -11,7 +11,10 @@ const FSTAB: &str = "/etc/fstab";
 
 pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
     let Some(text) = guest.root.text(FSTAB) else {
-        to.info(format!("there is no readable {FSTAB}"), "nothing to do if the guest mounts its file systems otherwise");
+        to.info(
+            format!("there is no readable {FSTAB}"),
+            "nothing to do if the guest mounts its file systems otherwise",
+        );
         return;
     };
     let mut changed = Vec::new();
@@ -40,12 +43,17 @@ fn convert(guest: &Guest, line: &str, changed: &mut Vec<String>, to: &mut Propos
 /// Names that the hardware gives; UUIDs and labels travel with the disk.
 fn is_device_name(device: &str) -> bool {
     device.starts_with("/dev/")
-        && !["by-uuid", "by-label", "by-partuuid", "by-partlabel"].iter().any(|link| device.starts_with(&format!("/dev/disk/{link}/")))
+        && !["by-uuid", "by-label", "by-partuuid", "by-partlabel"]
+            .iter()
+            .any(|link| device.starts_with(&format!("/dev/disk/{link}/")))
 }
 
 fn missing(guest: &Guest, line: &str, entry: &Entry<'_>, to: &mut Proposer<'_>) -> String {
     if let (true, Some(uuid)) = (entry.mount_point == "/", &guest.root_uuid) {
-        to.info(format!("{FSTAB} names {} as root, which is not there", entry.device), "the file system that holds it is used");
+        to.info(
+            format!("{FSTAB} names {} as root, which is not there", entry.device),
+            "the file system that holds it is used",
+        );
         return with_field(line, 0, &format!("UUID={uuid}"));
     }
     if entry.mount_point == "/" {
@@ -98,9 +106,15 @@ mod tests {
 
     #[test]
     fn what_is_not_there_does_not_stop_the_boot() {
-        let (new, causes) = convert("/dev/sda1 / ext4\n/dev/sdz1 /data ext4 rw 0 2\nUUID=dead /d ext4 noauto\nLABEL=gone /e ext4\n");
+        let (new, causes) =
+            convert("/dev/sda1 / ext4\n/dev/sdz1 /data ext4 rw 0 2\nUUID=dead /d ext4 noauto\nLABEL=gone /e ext4\n");
         let new = new.unwrap();
-        assert!(new.contains("/dev/sdz1 /data ext4 rw,nofail 0 2\nUUID=dead /d ext4 noauto\nLABEL=gone /e ext4 defaults,nofail\n"), "{new}");
+        assert!(
+            new.contains(
+                "/dev/sdz1 /data ext4 rw,nofail 0 2\nUUID=dead /d ext4 noauto\nLABEL=gone /e ext4 defaults,nofail\n"
+            ),
+            "{new}"
+        );
         assert_eq!(causes.len(), 2);
     }
 

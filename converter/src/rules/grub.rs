@@ -10,12 +10,17 @@ const DEFAULTS: &str = "/etc/default/grub";
 const SERIAL_COMMAND: &str = "serial --speed=115200 --unit=0 --word=8 --parity=no --stop=1";
 
 pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
-    let has_serial_module =
-        ["i386-pc", "x86_64-efi"].iter().any(|platform| guest.root.exists(&format!("/boot/grub/{platform}/serial.mod")));
+    let has_serial_module = ["i386-pc", "x86_64-efi"]
+        .iter()
+        .any(|platform| guest.root.exists(&format!("/boot/grub/{platform}/serial.mod")));
     match guest.root.text(GRUB_CFG) {
         Some(text) => {
             check_root(guest, &text, to);
-            to.write(GRUB_CFG, menu(guest, &text, has_serial_module), "start from the root's UUID, with a serial console");
+            to.write(
+                GRUB_CFG,
+                menu(guest, &text, has_serial_module),
+                "start from the root's UUID, with a serial console",
+            );
         }
         None => to.error(format!("{GRUB_CFG} cannot be read as text"), "run update-grub on the source"),
     }
@@ -68,7 +73,8 @@ fn menu_entry_line(guest: &Guest, line: &str) -> Option<String> {
 
 /// A line that chooses GRUB's terminal without a serial one, in new words.
 fn terminal_line(line: &str) -> Option<String> {
-    let command = line.split_whitespace().next().filter(|word| matches!(*word, "terminal_input" | "terminal_output"))?;
+    let command =
+        line.split_whitespace().next().filter(|word| matches!(*word, "terminal_input" | "terminal_output"))?;
     let indent = line.get(..line.find(command)?)?;
     (!line.contains("serial")).then(|| format!("{indent}{command} console serial"))
 }
@@ -161,12 +167,18 @@ mod tests {
 
     #[test]
     fn the_menu_and_the_settings_agree() {
-        let tree = tree("# comment\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet resume=/dev/sdx1\"\nGRUB_CMDLINE_LINUX=''\nGRUB_DISABLE_LINUX_UUID=true\n");
+        let tree = tree(
+            "# comment\nGRUB_CMDLINE_LINUX_DEFAULT=\"quiet resume=/dev/sdx1\"\nGRUB_CMDLINE_LINUX=''\nGRUB_DISABLE_LINUX_UUID=true\n",
+        );
         let proposal = propose_with(&tree.guest(), "bootloader", propose);
         let menu = tree.written(&proposal, GRUB_CFG).unwrap();
-        let line = format!("\tlinux\t/boot/vmlinuz-6.1 root=UUID={UUID} ro quiet console=tty0 console=ttyS0,115200n8\n");
+        let line =
+            format!("\tlinux\t/boot/vmlinuz-6.1 root=UUID={UUID} ro quiet console=tty0 console=ttyS0,115200n8\n");
         assert!(menu.contains(&line), "{menu}");
-        assert!(menu.starts_with(&format!("{SERIAL_COMMAND}\nterminal_output console serial\nset timeout=5\n")), "{menu}");
+        assert!(
+            menu.starts_with(&format!("{SERIAL_COMMAND}\nterminal_output console serial\nset timeout=5\n")),
+            "{menu}"
+        );
         let defaults = tree.written(&proposal, DEFAULTS).unwrap();
         assert_eq!(
             defaults,

@@ -36,13 +36,21 @@ pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
         }
     }
     for owner in found {
-        to.info(format!("{owner} belongs to the old hypervisor and was disabled"), "remove its package when the server has settled");
+        to.info(
+            format!("{owner} belongs to the old hypervisor and was disabled"),
+            "remove its package when the server has settled",
+        );
     }
 }
 
 /// Where links say what is started: systemd's `.wants`, and System V's run levels.
 fn start_directories(guest: &Guest) -> Vec<String> {
-    let wants = guest.root.names(UNITS).into_iter().filter(|name| name.ends_with(".wants")).map(|name| format!("{UNITS}/{name}"));
+    let wants = guest
+        .root
+        .names(UNITS)
+        .into_iter()
+        .filter(|name| name.ends_with(".wants"))
+        .map(|name| format!("{UNITS}/{name}"));
     let levels = ["0", "1", "2", "3", "4", "5", "6", "S"].map(|level| format!("/etc/rc{level}.d"));
     wants.chain(levels).collect()
 }
@@ -63,7 +71,10 @@ mod tests {
     fn agents_of_the_old_host_are_disabled() {
         let tree = Tree::new(&[("/etc/hostname", "x")]);
         tree.link("/etc/systemd/system/multi-user.target.wants/vboxadd.service", "/lib/systemd/system/vboxadd.service");
-        tree.link("/etc/systemd/system/multi-user.target.wants/open-vm-tools.service", "/lib/systemd/system/open-vm-tools.service");
+        tree.link(
+            "/etc/systemd/system/multi-user.target.wants/open-vm-tools.service",
+            "/lib/systemd/system/open-vm-tools.service",
+        );
         tree.link("/etc/rc2.d/S20vmware-tools", "../init.d/vmware-tools");
         let proposal = propose_with(&tree.guest(), "hypervisor", propose);
         assert_eq!(

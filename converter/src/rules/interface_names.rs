@@ -18,7 +18,11 @@ pub(super) fn propose(guest: &Guest, primary: Option<&str>, to: &mut Proposer<'_
             "# The server's first network card keeps its name on any hardware (rehost).\n\
              [Match]\nDriver={DRIVERS}\n\n[Link]\nName={primary}\n"
         );
-        to.write(&format!("{LINKS}/{OWN_LINK}"), contents, format!("keep the name {primary} for the first network card"));
+        to.write(
+            &format!("{LINKS}/{OWN_LINK}"),
+            contents,
+            format!("keep the name {primary} for the first network card"),
+        );
     }
 }
 
@@ -30,7 +34,10 @@ fn udev_rules(guest: &Guest, to: &mut Proposer<'_>) {
             continue;
         }
         let text = guest.root.text(&path).unwrap_or_default();
-        let lines: Vec<String> = text.split('\n').map(|line| if pins(line) { format!("# rehost: {line}") } else { line.to_owned() }).collect();
+        let lines: Vec<String> = text
+            .split('\n')
+            .map(|line| if pins(line) { format!("# rehost: {line}") } else { line.to_owned() })
+            .collect();
         to.write(&path, lines.join("\n"), "forget interface names that were given by MAC address");
     }
 }
@@ -46,7 +53,9 @@ fn link_files(guest: &Guest, to: &mut Proposer<'_>) {
     for name in guest.root.names(LINKS).into_iter().filter(|name| name.ends_with(".link") && name != OWN_LINK) {
         let path = format!("{LINKS}/{name}");
         let text = guest.root.text(&path).unwrap_or_default();
-        let by_hardware = |line: &str| ["MACAddress=", "PermanentMACAddress=", "Path="].iter().any(|key| line.trim_start().starts_with(key));
+        let by_hardware = |line: &str| {
+            ["MACAddress=", "PermanentMACAddress=", "Path="].iter().any(|key| line.trim_start().starts_with(key))
+        };
         if text.lines().any(by_hardware) {
             to.retire(&path, "forget an interface name that was given by MAC address or slot");
         }
@@ -61,8 +70,14 @@ mod tests {
     #[test]
     fn pins_go_and_the_name_stays() {
         let tree = Tree::new(&[
-            ("/etc/udev/rules.d/70-persistent-net.rules", "SUBSYSTEM==\"net\", ATTR{address}==\"52:54:00:00:00:01\", NAME=\"lan0\"\n"),
-            ("/etc/udev/rules.d/99-own.rules", "KERNEL==\"sda\", NAME=\"x\"\nSUBSYSTEM==\"net\", ATTR{address}==\"1\", NAME=\"lan1\"\n"),
+            (
+                "/etc/udev/rules.d/70-persistent-net.rules",
+                "SUBSYSTEM==\"net\", ATTR{address}==\"52:54:00:00:00:01\", NAME=\"lan0\"\n",
+            ),
+            (
+                "/etc/udev/rules.d/99-own.rules",
+                "KERNEL==\"sda\", NAME=\"x\"\nSUBSYSTEM==\"net\", ATTR{address}==\"1\", NAME=\"lan1\"\n",
+            ),
             ("/etc/systemd/network/10-lan.link", "[Match]\nMACAddress=52:54:00:00:00:01\n[Link]\nName=lan0\n"),
             ("/etc/systemd/network/99-other.link", "[Match]\nDriver=x\n"),
             ("/usr/bin/udevadm", ""),
@@ -79,7 +94,10 @@ mod tests {
             ]
         );
         let own = tree.written(&proposal, "/etc/udev/rules.d/99-own.rules").unwrap();
-        assert_eq!(own, "KERNEL==\"sda\", NAME=\"x\"\n# rehost: SUBSYSTEM==\"net\", ATTR{address}==\"1\", NAME=\"lan1\"\n");
+        assert_eq!(
+            own,
+            "KERNEL==\"sda\", NAME=\"x\"\n# rehost: SUBSYSTEM==\"net\", ATTR{address}==\"1\", NAME=\"lan1\"\n"
+        );
         let link = tree.written(&proposal, "/etc/systemd/network/10-rehost-primary.link").unwrap();
         assert!(link.contains("\nName=lan0\n") && link.contains("virtio_net"), "{link}");
     }

@@ -9,12 +9,12 @@ mod identity;
 mod ifupdown;
 mod interface_names;
 mod kernel_arguments;
+mod netplan;
 mod network;
 mod networkd;
-mod netplan;
 mod serial_console;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use crate::edit::{Proposal, Proposer};
 use crate::guest::Guest;

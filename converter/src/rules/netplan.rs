@@ -30,7 +30,8 @@ pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
         .map(|path| (guest.root.text(&path).unwrap_or_default(), path))
         .map(|(text, path)| (path, text))
         .collect();
-    let has = |keys: &[&str]| texts.iter().any(|(_, text)| text.lines().any(|line| keys.iter().any(|key| is_key(line, key))));
+    let has =
+        |keys: &[&str]| texts.iter().any(|(_, text)| text.lines().any(|line| keys.iter().any(|key| is_key(line, key))));
     if !has(&FIXED) {
         return;
     }
@@ -79,7 +80,10 @@ mod tests {
 
     #[test]
     fn dhcp_stays_and_bridges_are_told() {
-        let tree = Tree::new(&[("/etc/netplan/a.yaml", "network:\n  ethernets:\n    x:\n      match: {name: en*}\n      dhcp4: true\n")]);
+        let tree = Tree::new(&[(
+            "/etc/netplan/a.yaml",
+            "network:\n  ethernets:\n    x:\n      match: {name: en*}\n      dhcp4: true\n",
+        )]);
         assert!(propose_with(&tree.guest(), "network", propose).edits.is_empty());
         assert_eq!(primary(&tree.guest()), None);
         tree.put("/etc/netplan/b.yaml", format!("{STATIC}  bridges:\n    br0: {{}}\n"));

@@ -20,17 +20,25 @@ pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
     networkd::propose(guest, to);
     network_manager(guest, to);
     if guest.inventory.network.is_empty() {
-        to.warning("no network configuration of a known kind was found", "see that the guest uses DHCP on its first card");
+        to.warning(
+            "no network configuration of a known kind was found",
+            "see that the guest uses DHCP on its first card",
+        );
     }
 }
 
 fn network_manager(guest: &Guest, to: &mut Proposer<'_>) {
     for name in guest.root.names(CONNECTIONS) {
         let text = guest.root.text(&format!("{CONNECTIONS}/{name}")).unwrap_or_default();
-        let pinned = ["mac-address=", "method=manual", "address1="].iter().find(|key| text.lines().any(|line| line.starts_with(*key)));
+        let pinned = ["mac-address=", "method=manual", "address1="]
+            .iter()
+            .find(|key| text.lines().any(|line| line.starts_with(*key)));
         if let Some(key) = pinned {
             let cause = format!("NetworkManager's connection `{name}` has `{key}…`, which is not converted");
-            to.warning(cause, "set it to method=auto without a MAC address on the source, or log in on the console and do it there");
+            to.warning(
+                cause,
+                "set it to method=auto without a MAC address on the source, or log in on the console and do it there",
+            );
         }
     }
 }

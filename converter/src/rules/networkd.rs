@@ -25,7 +25,8 @@ pub(super) fn primary(guest: &Guest) -> Option<String> {
 pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
     for path in files(guest) {
         let Some(text) = guest.root.text(&path).filter(|text| is_card(text)) else { continue };
-        let fixed = values(&text, "Network", "Address").next().is_some() || text.lines().any(|line| line.trim() == "[Address]");
+        let fixed =
+            values(&text, "Network", "Address").next().is_some() || text.lines().any(|line| line.trim() == "[Address]");
         let pinned = BY_HARDWARE.iter().any(|key| values(&text, "Match", key).next().is_some());
         if fixed || pinned {
             to.write(&path, convert(&text, fixed), "get the address by DHCP, on a card of any address");
@@ -36,7 +37,9 @@ pub(super) fn propose(guest: &Guest, to: &mut Proposer<'_>) {
 /// Lets networkd configure the cards of a guest whose own tool cannot do DHCP.
 pub(super) fn take_over(primary: Option<&str>, to: &mut Proposer<'_>) {
     let names = primary.map_or_else(|| "en* eth*".to_owned(), |primary| format!("{primary} en* eth*"));
-    let text = format!("# The guest's own network tool has no DHCP client (rehost).\n[Match]\nName={names}\n\n[Network]\nDHCP=yes\n");
+    let text = format!(
+        "# The guest's own network tool has no DHCP client (rehost).\n[Match]\nName={names}\n\n[Network]\nDHCP=yes\n"
+    );
     to.write(OWN, text, "get the address by DHCP");
     to.link(WANTS, "/lib/systemd/system/systemd-networkd.service", "start systemd-networkd");
     to.info(
@@ -52,9 +55,12 @@ fn files(guest: &Guest) -> Vec<String> {
 
 /// Bridges, bonds, tunnels and the like have a type or kind in their match, or a well-known name.
 fn is_card(text: &str) -> bool {
-    let of_type = values(text, "Match", "Type").any(|kind| kind != "ether") || values(text, "Match", "Kind").next().is_some();
+    let of_type =
+        values(text, "Match", "Type").any(|kind| kind != "ether") || values(text, "Match", "Kind").next().is_some();
     let virtual_name = values(text, "Match", "Name").any(|name| {
-        ["br", "bond", "docker", "veth", "wg", "tun", "tap", "vlan", "lo", "virbr", "dummy"].iter().any(|prefix| name.starts_with(prefix))
+        ["br", "bond", "docker", "veth", "wg", "tun", "tap", "vlan", "lo", "virbr", "dummy"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
     });
     !of_type && !virtual_name
 }

@@ -34,7 +34,11 @@ mod tests {
     fn an_older_init_gets_a_line() {
         let tree = Tree::new(&[(INITTAB, "id:2:initdefault:\n1:2345:respawn:/sbin/getty 38400 tty1\n")]);
         let proposal = propose_with(&tree.guest(), "serial-console", propose);
-        assert!(tree.written(&proposal, INITTAB).unwrap().ends_with("\nT0:2345:respawn:/sbin/getty -L ttyS0 115200 vt100\n"));
+        assert!(
+            tree.written(&proposal, INITTAB)
+                .unwrap()
+                .ends_with("\nT0:2345:respawn:/sbin/getty -L ttyS0 115200 vt100\n")
+        );
         assert_settles(&tree.guest(), propose);
     }
 

@@ -26,9 +26,6 @@ pub const REQUEST_ARGUMENT: &str = "rehost.request=";
 /// x86 kernels cut their command line at 2048 bytes; the rest of it needs some of them.
 pub const MAX_REQUEST_ARGUMENT: usize = 1600;
 
-/// NVMe serial numbers have room for 20 bytes: EBS shows `vol-0123…` as `vol0123…`, and so does the local region.
-pub const NVME_SERIAL_CHARS: usize = 20;
-
 const BEGIN: &str = "-----BEGIN REHOST REPORT-----";
 const END: &str = "-----END REHOST REPORT-----";
 /// A report larger than this is taken for garbage.
@@ -49,7 +46,7 @@ pub enum ConversionTarget {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RequestedDisk {
-    /// Serial number of the NVMe device it is attached as: see [`nvme_serial`].
+    /// Serial number of the NVMe device it is attached as: see [`crate::VolumeId::nvme_serial`].
     pub serial: String,
     /// What the source calls this disk, such as `/dev/sda`: the names in its `/etc/fstab` are resolved by it.
     pub source_device: Option<String>,
@@ -332,12 +329,6 @@ pub fn parse_framed_report(printed: &[u8]) -> Result<ConversionReport, ReportErr
     Ok(serde_json::from_slice(json)?)
 }
 
-/// The serial number under which a volume is attached to a conversion machine or a launched copy.
-#[must_use]
-pub fn nvme_serial(volume_id: &str) -> String {
-    volume_id.chars().filter(|c| *c != '-').take(NVME_SERIAL_CHARS).collect()
-}
-
 fn parse_header(line: &str) -> Option<(usize, u32)> {
     let (length, checksum) = line.split_once(' ')?;
     let length: usize = length.strip_prefix("length=")?.parse().ok()?;
@@ -433,11 +424,5 @@ mod tests {
     #[test]
     fn checksum_is_the_common_crc32() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-    }
-
-    #[test]
-    fn serial_numbers_fit_nvme() {
-        assert_eq!(nvme_serial("vol-0123456789abcdef0"), "vol0123456789abcdef0");
-        assert_eq!(nvme_serial("vol-0123456789abcdef0").len(), NVME_SERIAL_CHARS);
     }
 }

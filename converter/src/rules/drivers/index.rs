@@ -110,7 +110,10 @@ mod tests {
                  kernel/ext4.ko.xz: kernel/jbd2.ko\nkernel/jbd2.ko:\nkernel/crc32c_generic.ko:\nkernel/loop-a.ko: kernel/loop-b.ko\nkernel/loop-b.ko: kernel/loop-a.ko\n",
             ),
             ("/lib/modules/6.1/modules.softdep", "# c\nsoftdep ext4 pre: crc32c\n"),
-            ("/lib/modules/6.1/modules.alias", "alias crc32c crc32c_generic\nalias pci:v*d crc\nalias crc32c crc32c_intel\n"),
+            (
+                "/lib/modules/6.1/modules.alias",
+                "alias crc32c crc32c_generic\nalias pci:v*d crc\nalias crc32c crc32c_intel\n",
+            ),
             ("/lib/modules/6.1/modules.builtin", "kernel/drivers/virtio/virtio-pci.ko\n"),
         ])
     }

@@ -24,8 +24,21 @@ use index::{Availability, Index};
 const DISK: &str = "nvme";
 /// Loaded where the kernel has them as modules; most kernels lack some.
 const OTHERS: [&str; 15] = [
-    "nvme_core", "ena", "virtio_pci", "virtio_blk", "virtio_scsi", "virtio_net", "sd_mod", "xen_blkfront", "xen_netfront",
-    "e1000", "e1000e", "ext4", "crc32c_generic", "crc32c_intel", "libcrc32c",
+    "nvme_core",
+    "ena",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_scsi",
+    "virtio_net",
+    "sd_mod",
+    "xen_blkfront",
+    "xen_netfront",
+    "e1000",
+    "e1000e",
+    "ext4",
+    "crc32c_generic",
+    "crc32c_intel",
+    "libcrc32c",
 ];
 const TOOLS_MODULES: &str = "/etc/initramfs-tools/modules";
 const TOOLS_RESUME: &str = "/etc/initramfs-tools/conf.d/resume";
@@ -114,7 +127,8 @@ fn prepare(guest: &Guest, image: &Image, resume: Option<&str>, to: &mut Proposer
     let mut tail = vec![0; cpio::padding(original)];
     tail.extend(cpio::write(&entries).ok()?);
     if content.get(original..) != Some(&tail) {
-        let description = format!("add {} and what they need; the original is its first {original} bytes", modules.join(", "));
+        let description =
+            format!("add {} and what they need; the original is its first {original} bytes", modules.join(", "));
         to.edit(Edit::Append { path: image.path.clone(), keep: original as u64, tail }, description);
     }
     Some(modules)
@@ -144,7 +158,8 @@ fn appended_at(content: &[u8], start: usize) -> Option<usize> {
 fn conf_modules(guest: &Guest, modules: &[&str]) -> String {
     let own = guest.root.text(TOOLS_MODULES).unwrap_or_default();
     // Drivers may stand there since an earlier conversion, in another order.
-    let is_own = |line: &&str| !line.is_empty() && !line.starts_with('#') && !modules.contains(&line.replace('-', "_").as_str());
+    let is_own =
+        |line: &&str| !line.is_empty() && !line.starts_with('#') && !modules.contains(&line.replace('-', "_").as_str());
     let own = own.lines().map(str::trim).filter(is_own);
     own.chain(modules.iter().copied()).map(|line| format!("{line}\n")).collect()
 }

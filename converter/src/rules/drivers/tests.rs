@@ -7,7 +7,10 @@ const ORIGINAL: &[u8] = b"a compressed initramfs of odd length";
 fn tree() -> Tree {
     let tree = Tree::new(&[
         ("/etc/fstab", "/dev/sda1 / ext4\n"),
-        ("/lib/modules/6.1/modules.dep", "kernel/drivers/nvme/nvme.ko: kernel/drivers/nvme/nvme-core.ko\nkernel/drivers/nvme/nvme-core.ko:\nkernel/fs/ext4.ko:\n"),
+        (
+            "/lib/modules/6.1/modules.dep",
+            "kernel/drivers/nvme/nvme.ko: kernel/drivers/nvme/nvme-core.ko\nkernel/drivers/nvme/nvme-core.ko:\nkernel/fs/ext4.ko:\n",
+        ),
         ("/lib/modules/6.1/modules.dep.bin", "binary"),
         ("/lib/modules/6.1/modules.symbols", "large"),
         ("/lib/modules/6.1/kernel/drivers/nvme/nvme.ko", "nvme module"),
@@ -43,10 +46,22 @@ fn the_archive_has_the_drivers_and_begins_at_four_bytes() {
     assert_eq!(
         names,
         [
-            "conf", MARKER, "conf/modules", "conf/conf.d", "conf/conf.d/resume", "lib/modules", "lib/modules/6.1", "lib/modules/6.1/kernel",
-            "lib/modules/6.1/kernel/drivers", "lib/modules/6.1/kernel/drivers/nvme", "lib/modules/6.1/kernel/fs",
-            "lib/modules/6.1/kernel/drivers/nvme/nvme-core.ko", "lib/modules/6.1/kernel/drivers/nvme/nvme.ko",
-            "lib/modules/6.1/kernel/fs/ext4.ko", "lib/modules/6.1/modules.dep", "lib/modules/6.1/modules.dep.bin",
+            "conf",
+            MARKER,
+            "conf/modules",
+            "conf/conf.d",
+            "conf/conf.d/resume",
+            "lib/modules",
+            "lib/modules/6.1",
+            "lib/modules/6.1/kernel",
+            "lib/modules/6.1/kernel/drivers",
+            "lib/modules/6.1/kernel/drivers/nvme",
+            "lib/modules/6.1/kernel/fs",
+            "lib/modules/6.1/kernel/drivers/nvme/nvme-core.ko",
+            "lib/modules/6.1/kernel/drivers/nvme/nvme.ko",
+            "lib/modules/6.1/kernel/fs/ext4.ko",
+            "lib/modules/6.1/modules.dep",
+            "lib/modules/6.1/modules.dep.bin",
         ]
     );
     assert_eq!(entries[2].kind, cpio::Kind::File(b"ahci\nnvme\nnvme_core\next4\n".to_vec()));

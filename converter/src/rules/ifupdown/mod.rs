@@ -20,7 +20,16 @@ const LIKELY_NAMES: [&str; 12] =
     ["eth0", "ens2", "ens3", "ens4", "ens5", "ens6", "enp0s2", "enp0s3", "enp0s4", "enp0s5", "enp1s0", "enX0"];
 /// Options that belong to a fixed address, or to the source's own hardware.
 const FIXED_OPTIONS: [&str; 11] = [
-    "address", "netmask", "gateway", "broadcast", "network", "pointopoint", "hwaddress", "dns-nameservers", "dns-nameserver", "metric",
+    "address",
+    "netmask",
+    "gateway",
+    "broadcast",
+    "network",
+    "pointopoint",
+    "hwaddress",
+    "dns-nameservers",
+    "dns-nameserver",
+    "metric",
     "ethernet-wol",
 ];
 const CLIENTS: [&str; 5] = ["dhclient", "dhcpcd", "udhcpc", "pump", "dhcpcd5"];
@@ -33,7 +42,9 @@ pub(super) fn primary(guest: &Guest) -> Option<String> {
 pub(super) fn propose(guest: &Guest, primary: Option<&str>, to: &mut Proposer<'_>) {
     let Some(interfaces) = Interfaces::read(guest) else { return };
     let has_client = CLIENTS.iter().any(|client| {
-        ["/sbin", "/usr/sbin", "/bin", "/usr/bin"].iter().any(|directory| guest.root.exists(&format!("{directory}/{client}")))
+        ["/sbin", "/usr/sbin", "/bin", "/usr/bin"]
+            .iter()
+            .any(|directory| guest.root.exists(&format!("{directory}/{client}")))
     });
     let mode = match (has_client, networkd::is_installed(guest)) {
         (true, _) => Mode::Dhcp,
@@ -49,7 +60,10 @@ pub(super) fn propose(guest: &Guest, primary: Option<&str>, to: &mut Proposer<'_
         to.write(path, new, "get the address by DHCP");
     }
     for what in &conversion.dropped {
-        to.warning(format!("{INTERFACES}: `{what}` belongs to the source's network and was commented out"), "add its like for the target's network");
+        to.warning(
+            format!("{INTERFACES}: `{what}` belongs to the source's network and was commented out"),
+            "add its like for the target's network",
+        );
     }
     match mode {
         Mode::Dhcp => fallback(guest, &interfaces, to),
@@ -85,7 +99,8 @@ impl Interfaces {
         let mut files = vec![(INTERFACES.to_owned(), guest.root.text(INTERFACES)?)];
         for name in guest.root.names(INCLUDED) {
             let path = format!("{INCLUDED}/{name}");
-            if !name.starts_with('.') && name != OWN_NAME
+            if !name.starts_with('.')
+                && name != OWN_NAME
                 && let Some(text) = guest.root.text(&path)
             {
                 files.push((path, text));
@@ -109,9 +124,11 @@ impl Interfaces {
     }
 
     fn includes(&self) -> bool {
-        self.files.iter().take(1).flat_map(|(_, text)| text.lines()).any(|line| {
-            line.trim_start().starts_with("source") && line.contains("interfaces.d")
-        })
+        self.files
+            .iter()
+            .take(1)
+            .flat_map(|(_, text)| text.lines())
+            .any(|line| line.trim_start().starts_with("source") && line.contains("interfaces.d"))
     }
 }
 
@@ -131,8 +148,12 @@ fn stanzas(text: &str) -> Vec<Stanza> {
             }
             [word, ..] if starts_stanza(word) => inside = false,
             // Commented out it still tells, in a second run, which card leads out.
-            ["gateway", ..] | ["#", "rehost:", "gateway", ..] if inside => set_last(&mut found, |stanza| stanza.has_gateway = true),
-            ["bridge_ports" | "bridge-ports" | "bond-slaves" | "slaves" | "vlan-raw-device", port, ..] if inside && port != "none" => {
+            ["gateway", ..] | ["#", "rehost:", "gateway", ..] if inside => {
+                set_last(&mut found, |stanza| stanza.has_gateway = true)
+            }
+            ["bridge_ports" | "bridge-ports" | "bond-slaves" | "slaves" | "vlan-raw-device", port, ..]
+                if inside && port != "none" =>
+            {
                 set_last(&mut found, |stanza| port.clone_into(&mut stanza.port));
             }
             _ => {}
@@ -154,7 +175,18 @@ fn is_hardware(name: &str) -> bool {
 
 fn starts_stanza(word: &str) -> bool {
     word.starts_with("allow-")
-        || matches!(word, "iface" | "auto" | "mapping" | "source" | "source-directory" | "no-auto-down" | "no-scripts" | "rename" | "template")
+        || matches!(
+            word,
+            "iface"
+                | "auto"
+                | "mapping"
+                | "source"
+                | "source-directory"
+                | "no-auto-down"
+                | "no-scripts"
+                | "rename"
+                | "template"
+        )
 }
 
 struct Conversion<'a> {
@@ -231,23 +263,23 @@ impl Conversion<'_> {
         if keyword != "auto" && !keyword.starts_with("allow-") {
             return line.to_owned();
         }
-        let hands_over = |name: &str| self.mode == Mode::HandOver && self.interfaces.is_card(name);
-        let is_alias = |name: &str| name.contains(':') && self.interfaces.is_card(name);
-        if names.iter().all(|name| hands_over(name) || is_alias(name)) {
+        let goes = |name: &str| self.interfaces.is_card(name) && (self.mode == Mode::HandOver || name.contains(':'));
+        if names.iter().all(|name| goes(name)) {
             return comment(line);
         }
-        let stays = |name: &&&str| !hands_over(name) && !is_alias(name) && !(keyword == "auto" && self.interfaces.is_secondary(name));
-        let kept: Vec<&str> = names.iter().filter(stays).copied().collect();
-        let optional: Vec<&str> = names
-            .iter()
-            .filter(|name| keyword == "auto" && self.interfaces.is_secondary(name) && !hands_over(name) && !is_alias(name))
-            .copied()
-            .collect();
+        let is_optional = |name: &str| keyword == "auto" && self.interfaces.is_secondary(name);
+        let (optional, kept): (Vec<&str>, Vec<&str>) =
+            names.iter().copied().filter(|name| !goes(name)).partition(|name| is_optional(name));
         if kept.len() == names.len() {
             return line.to_owned();
         }
-        let selection = |keyword: &str, names: &[&str]| (!names.is_empty()).then(|| format!("{keyword} {}", names.join(" ")));
-        [selection(keyword, &kept), selection("allow-hotplug", &optional)].into_iter().flatten().collect::<Vec<_>>().join("\n")
+        let selection =
+            |keyword: &str, names: &[&str]| (!names.is_empty()).then(|| format!("{keyword} {}", names.join(" ")));
+        [selection(keyword, &kept), selection("allow-hotplug", &optional)]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 
@@ -265,7 +297,8 @@ fn fallback(guest: &Guest, interfaces: &Interfaces, to: &mut Proposer<'_>) {
     if !interfaces.includes() || interfaces.stanzas.is_empty() {
         return;
     }
-    let mut text = "# The first network card, should it not have the source's name on this machine (rehost).\n".to_owned();
+    let mut text =
+        "# The first network card, should it not have the source's name on this machine (rehost).\n".to_owned();
     // Without udev there is no hotplugging, and the kernel's own name is certain.
     let keyword = |name: &str| if !guest.has_udev() && name == "eth0" { "auto" } else { "allow-hotplug" };
     for name in LIKELY_NAMES.iter().filter(|name| !interfaces.is_card(name)) {
