@@ -46,9 +46,16 @@ impl Engine {
     }
 
     pub(super) fn start_conversion_machine(&self, machine: &Machine, request: &str) -> PortResult<()> {
-        let assets = self.prepare_assets()?;
         let folder = self.layout.instance(&machine.id);
         let converter = &self.config.converter_binary;
+        // Before anything is fetched for it.
+        std::fs::metadata(converter).map_err(|e| {
+            let converter = converter.display();
+            PortError::invalid(format!(
+                "{converter} cannot be read: {e}; put rehost-converter beside the program rehost"
+            ))
+        })?;
+        let assets = self.prepare_assets()?;
         let initramfs = initramfs::build(converter, &assets.package).map_err(PortError::invalid)?;
         files::write_durable(&folder.join(qemu::INITRAMFS), &initramfs)?;
         let conversion = qemu::Conversion {

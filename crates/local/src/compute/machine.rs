@@ -44,7 +44,7 @@ pub(super) struct Machine {
 
 /// What an instance is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "is")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub(super) enum MachineKind {
     Copy {
         firmware: BootFirmware,
@@ -113,6 +113,19 @@ impl Engine {
         let names = files::names(&self.layout.instances())?;
         let ids: Vec<InstanceId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         ids.iter().filter_map(|id| self.machine(id).transpose()).collect()
+    }
+
+    /// [`Self::machines`] for work that must go on for the others when one record is damaged.
+    pub(super) fn readable_machines(&self) -> Vec<Machine> {
+        let names = files::names(&self.layout.instances()).unwrap_or_default();
+        let ids = names.iter().filter_map(|name| name.parse::<InstanceId>().ok());
+        ids.filter_map(|id| {
+            self.machine(&id).unwrap_or_else(|error| {
+                tracing::warn!(%error, instance = %id, "an instance is passed over");
+                None
+            })
+        })
+        .collect()
     }
 
     /// Writes the record (and its folder, at first).
@@ -195,7 +208,7 @@ impl Engine {
 
     /// Carries out the terminations that an earlier run began.
     pub(super) fn finish_terminations(&self) -> PortResult<()> {
-        let began = self.machines()?.into_iter().filter(|machine| machine.terminating);
+        let began = self.readable_machines().into_iter().filter(|machine| machine.terminating);
         began.into_iter().try_for_each(|machine| self.terminate_instance(&machine.id))
     }
 

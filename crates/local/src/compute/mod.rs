@@ -22,6 +22,11 @@ mod supervise;
 mod tokens;
 mod volumes;
 
+#[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

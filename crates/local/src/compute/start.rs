@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -257,7 +257,7 @@ fn uefi_firmware() -> PortResult<(&'static Path, &'static Path)> {
 }
 
 /// Why QEMU did not start; what it wrote to its log says most.
-fn cannot_start(error: &io::Error, log: &PathBuf) -> PortError {
+fn cannot_start(error: &io::Error, log: &Path) -> PortError {
     let program = qemu::PROGRAM;
     if error.kind() == io::ErrorKind::NotFound {
         let message = format!("{program} is not installed: install the packages `qemu-system-x86` and `ovmf`");

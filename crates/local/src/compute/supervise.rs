@@ -21,11 +21,7 @@ const PAGE: u64 = 4096;
 impl Engine {
     /// Looks after every instance once; what fails for one is logged and tried again the next time.
     pub(super) fn look_after_instances(&self) {
-        let machines = self.machines().unwrap_or_else(|error| {
-            tracing::warn!(%error, "the instances cannot be listed");
-            Vec::new()
-        });
-        for machine in machines {
+        for machine in self.readable_machines() {
             if let Err(error) = self.look_after(&machine) {
                 tracing::warn!(%error, instance = %machine.id, "looking after an instance failed");
             }
