@@ -1,9 +1,6 @@
 //! Decides what travels.
 
-use std::{
-    sync::mpsc,
-    time::Duration,
-};
+use std::{sync::mpsc, time::Duration};
 
 use rehost_model::{Epoch, link::AgentPhase};
 use rehost_protocol::{DigestId, DigestKey};

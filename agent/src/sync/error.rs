@@ -49,7 +49,9 @@ pub enum SyncError {
         source: std::io::Error,
     },
     /// The disks change faster than passes can follow.
-    #[error("after {passes} passes the disks still differ: they change faster than they can be compared; raise the throttle or wait for a quieter time")]
+    #[error(
+        "after {passes} passes the disks still differ: they change faster than they can be compared; raise the throttle or wait for a quieter time"
+    )]
     NotConverging {
         /// Passes that were made.
         passes: u32,

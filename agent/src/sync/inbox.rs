@@ -3,11 +3,7 @@
 use rehost_link::transport::{Receiver, Sender};
 use rehost_protocol::ReplicatorMessage;
 
-use super::{
-    control::SyncControl,
-    error::SyncError,
-    ledger::Ledger,
-};
+use super::{control::SyncControl, error::SyncError, ledger::Ledger};
 
 /// Receives until the connection ends, and enters the reason in the ledger.
 pub(super) fn run(receiver: &mut Receiver, sender: &Sender, ledger: &Ledger<'_>, control: &SyncControl) {

@@ -8,8 +8,8 @@ use std::{
 use rehost_link::transport::Sender;
 use rehost_model::Epoch;
 use rehost_protocol::{
-    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DiskIndex, DiskProgress,
-    Sequence, data_frame_prefix,
+    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DiskIndex, DiskProgress, Sequence,
+    data_frame_prefix,
 };
 
 use super::{

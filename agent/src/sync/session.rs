@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
 use rehost_link::transport::{self, KeepAlive, Receiver, Sender, TransportError};
 use rehost_model::{Epoch, link::AgentPhase};
 use rehost_protocol::{
-    AgentMessage, ByteCount, DigestId, DigestKey, DiskOffer, Hello, ProtocolVersion,
-    ReplicatorMessage, SessionId, Welcome,
+    AgentMessage, ByteCount, DigestId, DigestKey, DiskOffer, Hello, ProtocolVersion, ReplicatorMessage, SessionId,
+    Welcome,
 };
 
 use super::{
@@ -62,8 +62,9 @@ impl SyncSession {
         let closing = ledger.into_result();
         *progressed = closing.acknowledged;
         match (halt, closing.error) {
-            (Some(Halt::Failed(error)), _) | (_, Some(error)) => Err(error),
+            // After a bye the replicator closes: that is no error.
             _ if control.stopped() => Ok(SyncEnd::Stopped),
+            (Some(Halt::Failed(error)), _) | (_, Some(error)) => Err(error),
             _ => Err(TransportError::Closed.into()),
         }
     }

@@ -3,10 +3,7 @@
 use rehost_model::{ServerId, VolumeId};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
-use x509_parser::{
-    extensions::GeneralName,
-    parse_x509_certificate,
-};
+use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
 /// Prefix of the URI that names the server.
 pub const SERVER_URI: &str = "rehost:server:";
@@ -75,9 +72,7 @@ where
     T::Err: ToString,
 {
     let suffixes = uris.iter().filter_map(|uri| uri.strip_prefix(prefix));
-    suffixes
-        .map(|id| id.parse().map_err(|e: T::Err| IdentityError::Identifier(e.to_string())))
-        .collect()
+    suffixes.map(|id| id.parse().map_err(|e: T::Err| IdentityError::Identifier(e.to_string()))).collect()
 }
 
 #[cfg(test)]
@@ -116,14 +111,8 @@ mod tests {
         let two = certificate(&[&server(), &server()]);
         assert_eq!(PeerIdentity::from_certificate(&two), Err(IdentityError::Servers(2)));
         let nonsense = certificate(&["rehost:server:../../x"]);
-        assert!(matches!(
-            PeerIdentity::from_certificate(&nonsense),
-            Err(IdentityError::Identifier(_))
-        ));
+        assert!(matches!(PeerIdentity::from_certificate(&nonsense), Err(IdentityError::Identifier(_))));
         let garbage = CertificateDer::from(vec![1, 2, 3]);
-        assert!(matches!(
-            PeerIdentity::from_certificate(&garbage),
-            Err(IdentityError::Malformed(_))
-        ));
+        assert!(matches!(PeerIdentity::from_certificate(&garbage), Err(IdentityError::Malformed(_))));
     }
 }

@@ -1,9 +1,8 @@
 //! What an agent says.
 
 use crate::{
-    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, Epoch, FrameHeader,
-    FrameKind, HEADER_LENGTH, MAX_BLOCK_LENGTH, MAX_DISKS, ProtocolError, ProtocolVersion,
-    Sequence, SessionId,
+    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, Epoch, FrameHeader, FrameKind, HEADER_LENGTH,
+    MAX_BLOCK_LENGTH, MAX_DISKS, ProtocolError, ProtocolVersion, Sequence, SessionId,
     codec::{FrameWriter, Reader, check_limit},
 };
 
@@ -150,11 +149,7 @@ impl<'a> AgentMessage<'a> {
                 frame.bytes(&block.fields()?);
                 frame.bytes(block.payload);
             }
-            Self::Zero {
-                disk,
-                offset,
-                length,
-            } => {
+            Self::Zero { disk, offset, length } => {
                 frame.u8(disk.0);
                 frame.u64(offset.0);
                 frame.u64(length.0);
@@ -164,12 +159,7 @@ impl<'a> AgentMessage<'a> {
                 frame.u64(seq.0);
                 frame.u64(epoch.0);
             }
-            Self::DigestRequest {
-                id,
-                disk,
-                offset,
-                length,
-            } => {
+            Self::DigestRequest { id, disk, offset, length } => {
                 frame.u32(id.0);
                 frame.u8(disk.0);
                 frame.u64(offset.0);
@@ -199,18 +189,11 @@ impl<'a> AgentMessage<'a> {
 ///
 /// # Errors
 /// A block that is empty, longer than [`MAX_BLOCK_LENGTH`], or packed to more than it was.
-pub fn data_frame_prefix(
-    block: &DataBlock<'_>,
-) -> Result<[u8; HEADER_LENGTH + DATA_FIELDS], ProtocolError> {
+pub fn data_frame_prefix(block: &DataBlock<'_>) -> Result<[u8; HEADER_LENGTH + DATA_FIELDS], ProtocolError> {
     let fields = block.fields()?;
-    let length =
-        u32::try_from(DATA_FIELDS + block.payload.len()).map_err(|_| ProtocolError::Invalid {
-            what: "a block's payload",
-        })?;
-    let header = FrameHeader {
-        kind: FrameKind::Data,
-        length,
-    };
+    let length = u32::try_from(DATA_FIELDS + block.payload.len())
+        .map_err(|_| ProtocolError::Invalid { what: "a block's payload" })?;
+    let header = FrameHeader { kind: FrameKind::Data, length };
     let mut prefix = [0; HEADER_LENGTH + DATA_FIELDS];
     let (head, tail) = prefix.split_at_mut(HEADER_LENGTH);
     head.copy_from_slice(&header.to_bytes());
@@ -239,25 +222,15 @@ impl<'a> DataBlock<'a> {
             0 => BlockCodec::Raw,
             1 => BlockCodec::Zstd,
             _ => {
-                return Err(ProtocolError::Invalid {
-                    what: "a block's codec",
-                });
+                return Err(ProtocolError::Invalid { what: "a block's codec" });
             }
         };
         if reader.u16("a block's reserved bytes")? != 0 {
-            return Err(ProtocolError::Invalid {
-                what: "a block's reserved bytes",
-            });
+            return Err(ProtocolError::Invalid { what: "a block's reserved bytes" });
         }
         let raw_length = reader.u32("a block's length")?;
         let offset = ByteOffset(reader.u64("a block's offset")?);
-        let block = Self {
-            disk,
-            offset,
-            codec,
-            raw_length,
-            payload: reader.rest(),
-        };
+        let block = Self { disk, offset, codec, raw_length, payload: reader.rest() };
         block.check()?;
         Ok(block)
     }
@@ -268,9 +241,7 @@ impl<'a> DataBlock<'a> {
         check_limit("a block's payload", self.payload.len() as u64, raw)?;
         let exact = self.codec != BlockCodec::Raw || self.payload.len() as u64 == raw;
         if self.payload.is_empty() || !exact || self.offset.0.checked_add(raw).is_none() {
-            return Err(ProtocolError::Invalid {
-                what: "a block's length",
-            });
+            return Err(ProtocolError::Invalid { what: "a block's length" });
         }
         Ok(())
     }
@@ -302,9 +273,7 @@ impl<'a> Hello<'a> {
         for _ in 0..count {
             let disk = DiskIndex(reader.u8("a disk's index")?);
             if disks.iter().any(|other| other.disk == disk) {
-                return Err(ProtocolError::Invalid {
-                    what: "a disk's index",
-                });
+                return Err(ProtocolError::Invalid { what: "a disk's index" });
             }
             disks.push(DiskOffer {
                 disk,
@@ -315,13 +284,7 @@ impl<'a> Hello<'a> {
         if disks.is_empty() {
             return Err(ProtocolError::Invalid { what: "the disks" });
         }
-        Ok(Self {
-            version,
-            server,
-            session,
-            digest_key,
-            disks,
-        })
+        Ok(Self { version, server, session, digest_key, disks })
     }
 }
 
@@ -334,18 +297,10 @@ fn disk_count(reader: &mut Reader<'_>) -> Result<usize, ProtocolError> {
 fn decode_zero<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, ProtocolError> {
     let disk = DiskIndex(reader.u8("a zero run's disk")?);
     let (offset, length) = reader.range("a zero run")?;
-    Ok(AgentMessage::Zero {
-        disk,
-        offset,
-        length,
-    })
+    Ok(AgentMessage::Zero { disk, offset, length })
 }
 
-fn encode_barrier(
-    frame: &mut FrameWriter<'_>,
-    seq: Sequence,
-    progress: &[DiskProgress],
-) -> Result<(), ProtocolError> {
+fn encode_barrier(frame: &mut FrameWriter<'_>, seq: Sequence, progress: &[DiskProgress]) -> Result<(), ProtocolError> {
     frame.u64(seq.0);
     check_limit("the disks", progress.len() as u64, MAX_DISKS as u64)?;
     frame.count_u8(progress.len(), "the disks")?;
@@ -373,9 +328,7 @@ fn decode_checkpoint<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, Pr
     let seq = Sequence(reader.u64("a checkpoint's number")?);
     let epoch = Epoch(reader.u64("a checkpoint's epoch")?);
     if epoch == Epoch::default() {
-        return Err(ProtocolError::Invalid {
-            what: "a checkpoint's epoch",
-        });
+        return Err(ProtocolError::Invalid { what: "a checkpoint's epoch" });
     }
     Ok(AgentMessage::Checkpoint { seq, epoch })
 }
@@ -385,14 +338,7 @@ fn decode_digest_request<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>
     let disk = DiskIndex(reader.u8("a digest request's disk")?);
     let (offset, length) = reader.range("a digest request")?;
     if !offset.0.is_multiple_of(DIGEST_CHUNK) {
-        return Err(ProtocolError::Invalid {
-            what: "a digest request's offset",
-        });
+        return Err(ProtocolError::Invalid { what: "a digest request's offset" });
     }
-    Ok(AgentMessage::DigestRequest {
-        id,
-        disk,
-        offset,
-        length,
-    })
+    Ok(AgentMessage::DigestRequest { id, disk, offset, length })
 }

@@ -1,8 +1,7 @@
 //! A reader that cannot run past its end, and a writer that knows where its frame began.
 
 use crate::{
-    ByteCount, ByteOffset, FrameHeader, FrameKind, HEADER_LENGTH, MAX_BODY_LENGTH, MAX_NAME_LENGTH,
-    ProtocolError,
+    ByteCount, ByteOffset, FrameHeader, FrameKind, HEADER_LENGTH, MAX_BODY_LENGTH, MAX_NAME_LENGTH, ProtocolError,
 };
 
 /// Reads fields from a body, each with the name it has in errors.
@@ -15,27 +14,14 @@ impl<'a> Reader<'a> {
         Self { rest: body }
     }
 
-    pub(crate) fn bytes(
-        &mut self,
-        length: usize,
-        what: &'static str,
-    ) -> Result<&'a [u8], ProtocolError> {
-        let (taken, rest) = self
-            .rest
-            .split_at_checked(length)
-            .ok_or(ProtocolError::Truncated { what })?;
+    pub(crate) fn bytes(&mut self, length: usize, what: &'static str) -> Result<&'a [u8], ProtocolError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(ProtocolError::Truncated { what })?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(crate) fn array<const N: usize>(
-        &mut self,
-        what: &'static str,
-    ) -> Result<[u8; N], ProtocolError> {
-        let (taken, rest) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or(ProtocolError::Truncated { what })?;
+    pub(crate) fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], ProtocolError> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(ProtocolError::Truncated { what })?;
         self.rest = rest;
         Ok(*taken)
     }
@@ -69,10 +55,7 @@ impl<'a> Reader<'a> {
     }
 
     /// An offset and a length above zero whose sum is still a number.
-    pub(crate) fn range(
-        &mut self,
-        what: &'static str,
-    ) -> Result<(ByteOffset, ByteCount), ProtocolError> {
+    pub(crate) fn range(&mut self, what: &'static str) -> Result<(ByteOffset, ByteCount), ProtocolError> {
         let (offset, length) = (self.u64(what)?, self.u64(what)?);
         if length == 0 || offset.checked_add(length).is_none() {
             return Err(ProtocolError::Invalid { what });
@@ -97,17 +80,9 @@ impl<'a> Reader<'a> {
 }
 
 /// Refuses `length` above `limit`.
-pub(crate) fn check_limit(
-    what: &'static str,
-    length: u64,
-    limit: u64,
-) -> Result<(), ProtocolError> {
+pub(crate) fn check_limit(what: &'static str, length: u64, limit: u64) -> Result<(), ProtocolError> {
     if length > limit {
-        return Err(ProtocolError::TooLong {
-            what,
-            length,
-            limit,
-        });
+        return Err(ProtocolError::TooLong { what, length, limit });
     }
     Ok(())
 }
@@ -154,11 +129,7 @@ impl<'b> FrameWriter<'b> {
     }
 
     /// A number of elements that is written as one byte.
-    pub(crate) fn count_u8(
-        &mut self,
-        count: usize,
-        what: &'static str,
-    ) -> Result<(), ProtocolError> {
+    pub(crate) fn count_u8(&mut self, count: usize, what: &'static str) -> Result<(), ProtocolError> {
         let value = u8::try_from(count).map_err(|_| ProtocolError::Invalid { what })?;
         self.u8(value);
         Ok(())
@@ -168,13 +139,8 @@ impl<'b> FrameWriter<'b> {
     pub(crate) fn finish(self) -> Result<(), ProtocolError> {
         let length = self.out.len() - self.start - HEADER_LENGTH;
         check_limit("a frame's body", length as u64, MAX_BODY_LENGTH as u64)?;
-        let length = u32::try_from(length).map_err(|_| ProtocolError::Invalid {
-            what: "a frame's length",
-        })?;
-        let header = FrameHeader {
-            kind: self.kind,
-            length,
-        };
+        let length = u32::try_from(length).map_err(|_| ProtocolError::Invalid { what: "a frame's length" })?;
+        let header = FrameHeader { kind: self.kind, length };
         if let Some(slot) = self.out.get_mut(self.start..self.start + HEADER_LENGTH) {
             slot.copy_from_slice(&header.to_bytes());
         }

@@ -50,17 +50,14 @@ impl<'a> DigestRuns<'a> {
                 DigestRun::Zero(count) => count,
                 DigestRun::Digests(digests) => digests.len() as u64,
             };
-            chunks = chunks.checked_add(length).filter(|_| length > 0).ok_or(
-                ProtocolError::Invalid {
-                    what: "a run of digests",
-                },
-            )?;
+            chunks = chunks
+                .checked_add(length)
+                .filter(|_| length > 0)
+                .ok_or(ProtocolError::Invalid { what: "a run of digests" })?;
             rest = next;
         }
         if chunks == 0 || chunks != covered.0.div_ceil(DIGEST_CHUNK) {
-            return Err(ProtocolError::Invalid {
-                what: "the bytes covered by digests",
-            });
+            return Err(ProtocolError::Invalid { what: "the bytes covered by digests" });
         }
         Ok(Self { bytes })
     }
@@ -97,9 +94,7 @@ fn next_run(mut reader: Reader<'_>) -> Result<Option<(DigestRun<'_>, Reader<'_>)
             DigestRun::Digests(digests)
         }
         _ => {
-            return Err(ProtocolError::Invalid {
-                what: "a run's type",
-            });
+            return Err(ProtocolError::Invalid { what: "a run's type" });
         }
     };
     Ok(Some((run, reader)))
@@ -162,9 +157,7 @@ impl DigestRunsBuilder {
 
     fn grow(&mut self, tag: u8, count: u64) {
         self.chunks = self.chunks.saturating_add(count);
-        let grown = self
-            .open
-            .filter(|(start, _)| self.bytes.get(*start) == Some(&tag));
+        let grown = self.open.filter(|(start, _)| self.bytes.get(*start) == Some(&tag));
         let (start, total) = match grown {
             Some((start, before)) => (start, before.saturating_add(count)),
             None => {

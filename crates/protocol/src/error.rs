@@ -114,10 +114,7 @@ impl ErrorCode {
             | Self::ShuttingDown
             | Self::Replaced
             | Self::Unrecognised(_) => true,
-            Self::VersionUnsupported
-            | Self::NotAuthorised
-            | Self::SizeMismatch
-            | Self::Protocol => false,
+            Self::VersionUnsupported | Self::NotAuthorised | Self::SizeMismatch | Self::Protocol => false,
         }
     }
 }

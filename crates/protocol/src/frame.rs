@@ -94,18 +94,11 @@ impl FrameKind {
     /// The byte on the wire.
     #[must_use]
     pub fn byte(self) -> u8 {
-        KINDS
-            .iter()
-            .find(|(kind, _)| *kind == self)
-            .map_or(0, |(_, byte)| *byte)
+        KINDS.iter().find(|(kind, _)| *kind == self).map_or(0, |(_, byte)| *byte)
     }
 
     fn from_byte(byte: u8) -> Result<Self, ProtocolError> {
-        KINDS
-            .iter()
-            .find(|(_, known)| *known == byte)
-            .map(|(kind, _)| *kind)
-            .ok_or(ProtocolError::UnknownFrame(byte))
+        KINDS.iter().find(|(_, known)| *known == byte).map(|(kind, _)| *kind).ok_or(ProtocolError::UnknownFrame(byte))
     }
 }
 
@@ -129,16 +122,10 @@ impl FrameHeader {
         let flags = reader.u8("the frame's flags")?;
         let reserved = reader.u16("the frame's reserved bytes")?;
         if flags != 0 || reserved != 0 {
-            return Err(ProtocolError::Invalid {
-                what: "a frame's flags",
-            });
+            return Err(ProtocolError::Invalid { what: "a frame's flags" });
         }
         let length = reader.u32("the frame's length")?;
-        check_limit(
-            "a frame's body",
-            u64::from(length),
-            phase.body_limit() as u64,
-        )?;
+        check_limit("a frame's body", u64::from(length), phase.body_limit() as u64)?;
         Ok(Self { kind, length })
     }
 

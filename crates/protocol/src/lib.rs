@@ -30,21 +30,18 @@ mod replicator_message;
 mod units;
 mod version;
 
-pub use agent_message::{
-    AgentMessage, BlockCodec, DataBlock, DiskOffer, DiskProgress, Hello, data_frame_prefix,
-};
+pub use agent_message::{AgentMessage, BlockCodec, DataBlock, DiskOffer, DiskProgress, Hello, data_frame_prefix};
 pub use chunk::{digest_chunk, is_zero};
 pub use digest::{Digest, DigestRun, DigestRuns, DigestRunsBuilder, ZeroOrDigest};
 pub use error::{ErrorCode, ProtocolError};
-pub use rehost_model::Epoch;
 pub use frame::{
-    FrameHeader, FrameKind, HEADER_LENGTH, MAX_BLOCK_LENGTH, MAX_BODY_LENGTH,
-    MAX_OPENING_BODY_LENGTH, Phase,
+    FrameHeader, FrameKind, HEADER_LENGTH, MAX_BLOCK_LENGTH, MAX_BODY_LENGTH, MAX_OPENING_BODY_LENGTH, Phase,
 };
+pub use rehost_model::Epoch;
 pub use replicator_message::{DigestReply, DiskState, ReplicatorMessage, Welcome};
 pub use units::{
-    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, MAX_DISKS,
-    MAX_NAME_LENGTH, MAX_TEXT_LENGTH, Sequence, SessionId,
+    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, MAX_DISKS, MAX_NAME_LENGTH, MAX_TEXT_LENGTH,
+    Sequence, SessionId,
 };
 pub use version::ProtocolVersion;
 

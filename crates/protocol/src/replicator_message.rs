@@ -1,8 +1,8 @@
 //! What a replicator says.
 
 use crate::{
-    ByteCount, DigestId, DigestRuns, DiskIndex, Epoch, ErrorCode, FrameKind, MAX_DISKS,
-    MAX_TEXT_LENGTH, ProtocolError, ProtocolVersion, Sequence,
+    ByteCount, DigestId, DigestRuns, DiskIndex, Epoch, ErrorCode, FrameKind, MAX_DISKS, MAX_TEXT_LENGTH, ProtocolError,
+    ProtocolVersion, Sequence,
     codec::{FrameWriter, Reader, check_limit},
 };
 
@@ -75,9 +75,7 @@ impl<'a> ReplicatorMessage<'a> {
             FrameKind::Digests => return decode_digests(reader),
             FrameKind::Error => return decode_error(reader),
             FrameKind::Welcome => Self::Welcome(Welcome::decode(&mut reader)?),
-            FrameKind::Ack => Self::Ack {
-                seq: Sequence(reader.u64("an acknowledgement's number")?),
-            },
+            FrameKind::Ack => Self::Ack { seq: Sequence(reader.u64("an acknowledgement's number")?) },
             FrameKind::ReplicatorKeepAlive => Self::KeepAlive,
             other => return Err(ProtocolError::UnknownFrame(other.byte())),
         };
@@ -148,12 +146,7 @@ impl Welcome {
                 checkpoint: Epoch(reader.u64("a disk's checkpoint")?),
             });
         }
-        Ok(Self {
-            version,
-            window,
-            keep_alive_milliseconds,
-            disks,
-        })
+        Ok(Self { version, window, keep_alive_milliseconds, disks })
     }
 }
 
@@ -161,28 +154,19 @@ fn decode_digests(mut reader: Reader<'_>) -> Result<ReplicatorMessage<'_>, Proto
     let id = DigestId(reader.u32("a digest reply's number")?);
     let covered = ByteCount(reader.u64("a digest reply's coverage")?);
     let runs = DigestRuns::parse(reader.rest(), covered)?;
-    Ok(ReplicatorMessage::Digests(DigestReply {
-        id,
-        covered,
-        runs,
-    }))
+    Ok(ReplicatorMessage::Digests(DigestReply { id, covered, runs }))
 }
 
 fn decode_error(mut reader: Reader<'_>) -> Result<ReplicatorMessage<'_>, ProtocolError> {
     let code = ErrorCode::from_number(reader.u16("an error's code")?);
     let text = reader.rest();
     check_limit("an error's text", text.len() as u64, MAX_TEXT_LENGTH as u64)?;
-    let message = std::str::from_utf8(text).map_err(|_| ProtocolError::Invalid {
-        what: "an error's text",
-    })?;
+    let message = std::str::from_utf8(text).map_err(|_| ProtocolError::Invalid { what: "an error's text" })?;
     Ok(ReplicatorMessage::Error { code, message })
 }
 
 /// The longest prefix of at most `limit` bytes that ends between characters.
 fn prefix_of(text: &str, limit: usize) -> &str {
-    let end = (0..=limit.min(text.len()))
-        .rev()
-        .find(|at| text.is_char_boundary(*at))
-        .unwrap_or(0);
+    let end = (0..=limit.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.get(..end).unwrap_or("")
 }

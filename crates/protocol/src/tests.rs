@@ -9,11 +9,7 @@ fn hello() -> AgentMessage<'static> {
         server: "s-1",
         session: SessionId([7; 16]),
         digest_key: DigestKey([9; 32]),
-        disks: vec![DiskOffer {
-            disk: DiskIndex(0),
-            volume: "vol-a",
-            size: ByteCount(1 << 20),
-        }],
+        disks: vec![DiskOffer { disk: DiskIndex(0), volume: "vol-a", size: ByteCount(1 << 20) }],
     })
 }
 
@@ -55,11 +51,7 @@ fn the_welcome_never_changes() {
         version: ProtocolVersion::V1,
         window: ByteCount(32 << 20),
         keep_alive_milliseconds: 5000,
-        disks: vec![DiskState {
-            disk: DiskIndex(3),
-            synced: ByteCount(0x0102),
-            checkpoint: Epoch(4),
-        }],
+        disks: vec![DiskState { disk: DiskIndex(3), synced: ByteCount(0x0102), checkpoint: Epoch(4) }],
     });
     let expected = [
         0x81, 0, 0, 0, 0, 0, 0, 32, // header
@@ -78,9 +70,7 @@ fn a_block_never_changes() {
         raw_length: 3,
         payload: b"abc",
     };
-    let expected = [
-        2, 0, 0, 0, 0, 0, 0, 19, 2, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0, b'a', b'b', b'c',
-    ];
+    let expected = [2, 0, 0, 0, 0, 0, 0, 19, 2, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0, b'a', b'b', b'c'];
     assert_eq!(agent_bytes(&AgentMessage::Data(block)), expected);
     let mut in_parts = data_frame_prefix(&block).unwrap().to_vec();
     in_parts.extend_from_slice(block.payload);
@@ -89,31 +79,16 @@ fn a_block_never_changes() {
 
 #[test]
 fn an_error_never_changes() {
-    let error = ReplicatorMessage::Error {
-        code: ErrorCode::NoSpace,
-        message: "full",
-    };
-    assert_eq!(
-        replicator_bytes(&error),
-        [0x85, 0, 0, 0, 0, 0, 0, 6, 0, 5, b'f', b'u', b'l', b'l']
-    );
+    let error = ReplicatorMessage::Error { code: ErrorCode::NoSpace, message: "full" };
+    assert_eq!(replicator_bytes(&error), [0x85, 0, 0, 0, 0, 0, 0, 6, 0, 5, b'f', b'u', b'l', b'l']);
 }
 
 #[test]
 fn a_length_above_the_limit_is_refused_by_the_header() {
-    let header = FrameHeader {
-        kind: FrameKind::Hello,
-        length: 64 * 1024 + 1,
-    };
+    let header = FrameHeader { kind: FrameKind::Hello, length: 64 * 1024 + 1 };
     assert!(FrameHeader::parse(header.to_bytes(), Phase::Established).is_ok());
-    assert!(matches!(
-        FrameHeader::parse(header.to_bytes(), Phase::Opening),
-        Err(ProtocolError::TooLong { .. })
-    ));
-    let huge = FrameHeader {
-        kind: FrameKind::Data,
-        length: u32::MAX,
-    };
+    assert!(matches!(FrameHeader::parse(header.to_bytes(), Phase::Opening), Err(ProtocolError::TooLong { .. })));
+    let huge = FrameHeader { kind: FrameKind::Data, length: u32::MAX };
     assert!(FrameHeader::parse(huge.to_bytes(), Phase::Established).is_err());
 }
 
@@ -122,17 +97,12 @@ fn an_unknown_version_is_named() {
     let mut bytes = agent_bytes(&hello());
     bytes[9] = 200;
     let (header, body) = split(&bytes);
-    assert_eq!(
-        AgentMessage::decode(header.kind, body),
-        Err(ProtocolError::UnknownVersion(200))
-    );
+    assert_eq!(AgentMessage::decode(header.kind, body), Err(ProtocolError::UnknownVersion(200)));
 }
 
 #[test]
 fn a_disk_offered_twice_is_refused() {
-    let AgentMessage::Hello(mut twice) = hello() else {
-        unreachable!()
-    };
+    let AgentMessage::Hello(mut twice) = hello() else { unreachable!() };
     twice.disks.push(twice.disks[0]);
     let bytes = agent_bytes(&AgentMessage::Hello(twice));
     let (header, body) = split(&bytes);
@@ -144,11 +114,8 @@ fn a_hole_of_terabytes_is_one_run() {
     let mut builder = DigestRunsBuilder::new();
     let covered = ByteCount(2 << 40);
     builder.push_zero(covered.0 / DIGEST_CHUNK);
-    let reply = ReplicatorMessage::Digests(DigestReply {
-        id: DigestId(1),
-        covered,
-        runs: builder.runs(covered).unwrap(),
-    });
+    let reply =
+        ReplicatorMessage::Digests(DigestReply { id: DigestId(1), covered, runs: builder.runs(covered).unwrap() });
     assert!(replicator_bytes(&reply).len() < 64);
 }
 
@@ -162,11 +129,8 @@ fn a_full_reply_fits_a_frame() {
         }
     }
     let covered = ByteCount(builder.chunks() * DIGEST_CHUNK);
-    let reply = ReplicatorMessage::Digests(DigestReply {
-        id: DigestId(1),
-        covered,
-        runs: builder.runs(covered).unwrap(),
-    });
+    let reply =
+        ReplicatorMessage::Digests(DigestReply { id: DigestId(1), covered, runs: builder.runs(covered).unwrap() });
     let bytes = replicator_bytes(&reply);
     let (header, body) = split(&bytes);
     assert_eq!(ReplicatorMessage::decode(header.kind, body).unwrap(), reply);
@@ -182,10 +146,7 @@ fn codes_survive_the_wire() {
 #[test]
 fn a_long_error_is_cut_between_characters() {
     let text = "é".repeat(MAX_TEXT_LENGTH);
-    let bytes = replicator_bytes(&ReplicatorMessage::Error {
-        code: ErrorCode::Io,
-        message: &text,
-    });
+    let bytes = replicator_bytes(&ReplicatorMessage::Error { code: ErrorCode::Io, message: &text });
     let (header, body) = split(&bytes);
     assert!(ReplicatorMessage::decode(header.kind, body).is_ok());
 }
@@ -197,10 +158,7 @@ enum Chunk {
 }
 
 fn chunk() -> impl Strategy<Value = Chunk> {
-    prop_oneof![
-        (1_u64..1000).prop_map(Chunk::Zero),
-        any::<Digest>().prop_map(Chunk::Digest)
-    ]
+    prop_oneof![(1_u64..1000).prop_map(Chunk::Zero), any::<Digest>().prop_map(Chunk::Digest)]
 }
 
 fn range() -> impl Strategy<Value = (ByteOffset, ByteCount)> {

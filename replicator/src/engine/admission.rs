@@ -7,9 +7,7 @@ use std::{
 
 use rehost_link::pki_verify::PeerIdentity;
 use rehost_model::VolumeId;
-use rehost_protocol::{
-    ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome,
-};
+use rehost_protocol::{ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome};
 
 use super::{
     refusal::Refusal,

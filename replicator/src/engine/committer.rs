@@ -16,13 +16,7 @@ use rehost_link::transport::Sender;
 use rehost_model::{Epoch, ServerId, VolumeId};
 use rehost_protocol::{DiskIndex, DiskProgress, ReplicatorMessage, Sequence};
 
-use super::{
-    admission::Disks,
-    refusal::Refusal,
-    registry::Registry,
-    session::send_error,
-    sidecar::Durable,
-};
+use super::{admission::Disks, refusal::Refusal, registry::Registry, session::send_error, sidecar::Durable};
 
 /// A barrier or a checkpoint, as the session received it.
 pub(super) struct Commit {

@@ -1,8 +1,6 @@
 //! Answers to digest requests.
 
-use rehost_protocol::{
-    ByteCount, ByteOffset, DIGEST_CHUNK, DigestKey, DigestRunsBuilder, ZeroOrDigest, digest_chunk,
-};
+use rehost_protocol::{ByteCount, ByteOffset, DIGEST_CHUNK, DigestKey, DigestRunsBuilder, ZeroOrDigest, digest_chunk};
 
 use super::{refusal::Refusal, volume::Volume};
 
@@ -47,7 +45,13 @@ impl Digester {
         Ok((runs, ByteCount(at - start)))
     }
 
-    fn digest_step(&mut self, volume: &Volume, at: u64, length: u64, runs: &mut DigestRunsBuilder) -> Result<(), Refusal> {
+    fn digest_step(
+        &mut self,
+        volume: &Volume,
+        at: u64,
+        length: u64,
+        runs: &mut DigestRunsBuilder,
+    ) -> Result<(), Refusal> {
         let length = usize::try_from(length).unwrap_or(0);
         self.buffer.resize(length, 0);
         volume.read(at, &mut self.buffer)?;

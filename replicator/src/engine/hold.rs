@@ -17,7 +17,10 @@ enum State {
     /// Nothing after the checkpoint is applied, and what came before it is being made durable.
     Closing(Epoch),
     /// The volumes are the checkpoint.
-    Held { epoch: Epoch, until: Instant },
+    Held {
+        epoch: Epoch,
+        until: Instant,
+    },
 }
 
 /// The hold of one server.

@@ -75,12 +75,7 @@ pub(super) struct SessionNumber(u64);
 
 impl Registry {
     pub(super) fn new(config: EngineConfig) -> Arc<Self> {
-        Arc::new(Self {
-            tls: Mutex::new(config.tls.clone()),
-            config,
-            state: Mutex::default(),
-            changed: Condvar::new(),
-        })
+        Arc::new(Self { tls: Mutex::new(config.tls.clone()), config, state: Mutex::default(), changed: Condvar::new() })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -300,10 +295,10 @@ impl Server {
 
     fn report(&mut self, id: &ServerId, now: Instant) -> ServerReport {
         self.hold.tick(now);
-        let volumes = self.volumes.iter().map(|(volume, record)| VolumeReport {
-            volume: volume.clone(),
-            synced_bytes: record.durable.synced_bytes,
-        });
+        let volumes = self
+            .volumes
+            .iter()
+            .map(|(volume, record)| VolumeReport { volume: volume.clone(), synced_bytes: record.durable.synced_bytes });
         let checkpoints = self.volumes.values().map(|record| record.durable.checkpoint);
         ServerReport {
             server: id.clone(),

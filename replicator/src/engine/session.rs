@@ -15,8 +15,8 @@ use rehost_link::{
 };
 use rehost_model::{Epoch, ServerId};
 use rehost_protocol::{
-    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DigestReply, DiskIndex,
-    DiskProgress, ErrorCode, Hello, MAX_BLOCK_LENGTH, ReplicatorMessage, Sequence,
+    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DigestReply, DiskIndex, DiskProgress,
+    ErrorCode, Hello, MAX_BLOCK_LENGTH, ReplicatorMessage, Sequence,
 };
 
 use super::{
@@ -103,12 +103,7 @@ impl Session {
         Ok(session)
     }
 
-    fn admit(
-        registry: &Arc<Registry>,
-        sender: &Sender,
-        peer: &PeerIdentity,
-        hello: &Hello<'_>,
-    ) -> Result<Self, Ended> {
+    fn admit(registry: &Arc<Registry>, sender: &Sender, peer: &PeerIdentity, hello: &Hello<'_>) -> Result<Self, Ended> {
         // Only who may come in replaces the session before it; and what that one made durable counts.
         admission::authorise(registry, peer, hello)?;
         let entered = Entered::enter(registry, &peer.server, sender)?;
@@ -219,13 +214,7 @@ impl Session {
     }
 
     /// Reading disturbs no hold.
-    fn digest(
-        &mut self,
-        id: DigestId,
-        disk: DiskIndex,
-        offset: ByteOffset,
-        length: ByteCount,
-    ) -> Result<(), Ended> {
+    fn digest(&mut self, id: DigestId, disk: DiskIndex, offset: ByteOffset, length: ByteCount) -> Result<(), Ended> {
         let disk = find(&self.disks, disk)?;
         let (runs, covered) = self.digester.digest(&disk.volume, offset, length)?;
         let runs = runs.runs(covered)?;

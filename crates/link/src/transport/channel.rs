@@ -39,16 +39,8 @@ pub(super) struct Session {
 
 impl Shared {
     pub(super) fn new(socket: TcpStream, connection: Connection) -> Arc<Self> {
-        let session = Session {
-            connection,
-            control: OutBuffer::default(),
-            failed: false,
-        };
-        Arc::new(Self {
-            socket,
-            writer: Mutex::default(),
-            session: Mutex::new(session),
-        })
+        let session = Session { connection, control: OutBuffer::default(), failed: false };
+        Arc::new(Self { socket, writer: Mutex::default(), session: Mutex::new(session) })
     }
 
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
@@ -208,10 +200,7 @@ impl Receiver {
         let from = self.position + HEADER_LENGTH;
         self.position = from + header.body_length();
         let body = self.plain.get(from..self.position).unwrap_or_default();
-        Ok(Frame {
-            kind: header.kind,
-            body,
-        })
+        Ok(Frame { kind: header.kind, body })
     }
 
     /// Throws away what still arrives, until the peer closes or `limit` has passed. A socket that is closed with unread

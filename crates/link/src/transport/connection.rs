@@ -85,11 +85,7 @@ impl Connection {
     }
 
     /// Encrypts `parts` one after the other into `out`.
-    pub(super) fn send(
-        &mut self,
-        parts: &[&[u8]],
-        out: &mut OutBuffer,
-    ) -> Result<(), TransportError> {
+    pub(super) fn send(&mut self, parts: &[&[u8]], out: &mut OutBuffer) -> Result<(), TransportError> {
         loop {
             let done = match self {
                 Self::Client(c) => send_step(c.process_tls_records(&mut []), parts, out)?,
@@ -133,9 +129,7 @@ fn receive_step<D>(
             }
             Progress::Again
         }
-        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => {
-            Progress::NeedsInput
-        }
+        ConnectionState::BlockedHandshake | ConnectionState::WriteTraffic(_) => Progress::NeedsInput,
         ConnectionState::PeerClosed | ConnectionState::Closed => Progress::Closed,
         other => {
             outgoing_step(other, out)?;
@@ -165,10 +159,7 @@ fn send_step<D>(
 }
 
 /// Handles the states in which TLS itself has something to send.
-fn outgoing_step<D>(
-    state: ConnectionState<'_, '_, D>,
-    out: &mut OutBuffer,
-) -> Result<(), TransportError> {
+fn outgoing_step<D>(state: ConnectionState<'_, '_, D>, out: &mut OutBuffer) -> Result<(), TransportError> {
     match state {
         ConnectionState::EncodeTlsData(mut data) => {
             let mut needed = CONTROL_RESERVE;
@@ -192,11 +183,7 @@ fn outgoing_step<D>(
     }
 }
 
-fn encrypt<D>(
-    traffic: &mut WriteTraffic<'_, D>,
-    part: &[u8],
-    out: &mut OutBuffer,
-) -> Result<(), TransportError> {
+fn encrypt<D>(traffic: &mut WriteTraffic<'_, D>, part: &[u8], out: &mut OutBuffer) -> Result<(), TransportError> {
     let records = part.len().div_ceil(RECORD_LENGTH);
     let mut needed = part.len() + records * RECORD_OVERHEAD + CONTROL_RESERVE;
     loop {

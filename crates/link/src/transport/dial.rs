@@ -7,9 +7,7 @@ use std::{
 
 use rustls::{client::UnbufferedClientConnection, server::UnbufferedServerConnection};
 
-use super::{
-    ClientTls, Receiver, Sender, ServerTls, TransportError, channel::Shared, connection::Connection,
-};
+use super::{ClientTls, Receiver, Sender, ServerTls, TransportError, channel::Shared, connection::Connection};
 use crate::pki_verify::PeerIdentity;
 
 /// How long each part of a connection's life may take.
@@ -40,11 +38,7 @@ impl Default for Timeouts {
 ///
 /// # Errors
 /// Nobody answers, or whoever answers has no certificate of the CA for the role.
-pub fn connect(
-    address: &str,
-    tls: &ClientTls,
-    timeouts: &Timeouts,
-) -> Result<(Sender, Receiver), TransportError> {
+pub fn connect(address: &str, tls: &ClientTls, timeouts: &Timeouts) -> Result<(Sender, Receiver), TransportError> {
     let socket = dial(address, timeouts.connect)?;
     let connection = UnbufferedClientConnection::new(tls.config.clone(), tls.role.clone())?;
     shake_hands(socket, Connection::Client(connection), timeouts)
@@ -64,9 +58,8 @@ pub fn accept(
     let identity = {
         let session = sender.shared.session();
         let certificate = session.connection.peer_certificate();
-        let certificate = certificate.ok_or_else(|| {
-            TransportError::material("the client's certificate", "the client sent none")
-        })?;
+        let certificate =
+            certificate.ok_or_else(|| TransportError::material("the client's certificate", "the client sent none"))?;
         PeerIdentity::from_certificate(certificate)
             .map_err(|e| TransportError::material("the client's certificate", e))?
     };
@@ -89,10 +82,8 @@ fn shake_hands(
 }
 
 fn dial(address: &str, timeout: Duration) -> Result<TcpStream, TransportError> {
-    let resolved = address.to_socket_addrs().map_err(|source| TransportError::Resolve {
-        address: address.to_owned(),
-        source,
-    })?;
+    let resolved =
+        address.to_socket_addrs().map_err(|source| TransportError::Resolve { address: address.to_owned(), source })?;
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
     for candidate in resolved.collect::<Vec<SocketAddr>>() {
         match TcpStream::connect_timeout(&candidate, timeout) {
@@ -100,8 +91,5 @@ fn dial(address: &str, timeout: Duration) -> Result<TcpStream, TransportError> {
             Err(error) => last = error,
         }
     }
-    Err(TransportError::Connect {
-        address: address.to_owned(),
-        source: last,
-    })
+    Err(TransportError::Connect { address: address.to_owned(), source: last })
 }

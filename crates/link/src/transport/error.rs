@@ -53,10 +53,7 @@ pub enum TransportError {
 
 impl TransportError {
     pub(crate) fn material(what: &'static str, reason: impl ToString) -> Self {
-        Self::Material {
-            what,
-            reason: reason.to_string(),
-        }
+        Self::Material { what, reason: reason.to_string() }
     }
 }
 

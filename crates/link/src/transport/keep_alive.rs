@@ -32,10 +32,7 @@ impl KeepAlive {
             }
         };
         let thread = thread::Builder::new().name("keep-alive".into()).spawn(beat)?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 

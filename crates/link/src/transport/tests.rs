@@ -49,11 +49,7 @@ impl TestCa {
 }
 
 fn quick() -> Timeouts {
-    Timeouts {
-        handshake: Duration::from_millis(400),
-        idle: Duration::from_millis(300),
-        ..Timeouts::default()
-    }
+    Timeouts { handshake: Duration::from_millis(400), idle: Duration::from_millis(300), ..Timeouts::default() }
 }
 
 type Accepted = Result<(Sender, Receiver, PeerIdentity), TransportError>;
@@ -74,10 +70,7 @@ fn pair(client: &ClientTls, server: &ServerTls) -> (Connected, Accepted) {
 
 fn barrier(seq: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    let message = AgentMessage::Checkpoint {
-        seq: Sequence(seq),
-        epoch: Epoch(1),
-    };
+    let message = AgentMessage::Checkpoint { seq: Sequence(seq), epoch: Epoch(1) };
     message.encode(&mut out).unwrap();
     out
 }

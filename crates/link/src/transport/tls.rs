@@ -40,9 +40,7 @@ impl TlsIdentity {
 
     fn roots(&self) -> Result<RootCertStore, TransportError> {
         let mut roots = RootCertStore::empty();
-        roots
-            .add(self.ca.clone())
-            .map_err(|e| TransportError::material("the CA's certificate", e))?;
+        roots.add(self.ca.clone()).map_err(|e| TransportError::material("the CA's certificate", e))?;
         Ok(roots)
     }
 }
@@ -69,18 +67,14 @@ impl ClientTls {
         role: &str,
     ) -> Result<Self, TransportError> {
         let roots = identity.roots()?;
-        let role = ServerName::try_from(role.to_owned())
-            .map_err(|e| TransportError::material("the role's name", e))?;
+        let role = ServerName::try_from(role.to_owned()).map_err(|e| TransportError::material("the role's name", e))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(identity.chain, identity.key)?;
         // A resumed connection would carry an older certificate's rights.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Self {
-            config: Arc::new(config),
-            role,
-        })
+        Ok(Self { config: Arc::new(config), role })
     }
 }
 
@@ -107,9 +101,7 @@ impl ServerTls {
             .with_single_cert(identity.chain, identity.key)?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        Ok(Self {
-            config: Arc::new(config),
-        })
+        Ok(Self { config: Arc::new(config) })
     }
 }
 
