@@ -209,7 +209,8 @@ mod tests {
             })
             .await;
         assert_eq!(refused.unwrap_err().kind, PortErrorKind::Conflict);
-        let count = database.transact(|t| Ok(t.query_row("SELECT count(*) FROM item", [], |r| r.get::<_, i64>(0))?)).await;
+        let count =
+            database.transact(|t| Ok(t.query_row("SELECT count(*) FROM item", [], |r| r.get::<_, i64>(0))?)).await;
         assert_eq!(count.unwrap(), 0);
     }
 }

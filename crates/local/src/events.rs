@@ -50,10 +50,14 @@ impl EventLog {
 #[async_trait]
 impl Events for EventLog {
     async fn publish(&self, event: &Event) -> PortResult<()> {
-        let mut line = serde_json::to_vec(event).map_err(|e| PortError::invalid(format!("cannot write an event: {e}")))?;
+        let mut line =
+            serde_json::to_vec(event).map_err(|e| PortError::invalid(format!("cannot write an event: {e}")))?;
         line.push(b'\n');
         if line.len() as u64 > MAX_EVENT {
-            return Err(PortError::invalid(format!("an event of {} bytes is too long: at most {MAX_EVENT}", line.len())));
+            return Err(PortError::invalid(format!(
+                "an event of {} bytes is too long: at most {MAX_EVENT}",
+                line.len()
+            )));
         }
         let (log, path) = (Arc::clone(&self.log), Arc::clone(&self.path));
         blocking(move || {
@@ -110,7 +114,11 @@ fn whole_length(file: &mut File, length: u64) -> io::Result<u64> {
         }
         end = newline;
     }
-    if from == 0 { Ok(0) } else { Err(io::Error::other("its last 2 MiB hold no whole event: it is damaged, move it away")) }
+    if from == 0 {
+        Ok(0)
+    } else {
+        Err(io::Error::other("its last 2 MiB hold no whole event: it is damaged, move it away"))
+    }
 }
 
 #[cfg(test)]

@@ -168,11 +168,21 @@ mod tests {
         assert_eq!(other.open(&sealed, "x").await.unwrap_err().kind, PortErrorKind::Invalid);
     }
 
+    /// Made by another implementation of AES-GCM: what was sealed once must open for ever.
+    const GOLDEN: &str = concat!(
+        "5248534c01",
+        "010101010101010101010101",
+        "76e08bb494baea09d9ddd62a7c3a7e3eb8ea06e70c822d04402859797aa928a4d80910e8547d6f9d28b25cbc2aca2303",
+        "020202020202020202020202",
+        "fa4a7ac77de921242d43aeb79501633bd1f88f",
+    );
+
     #[test]
     fn the_layout_is_pinned() {
         let keys = FileKeys { master: Zeroizing::new([7; KEY_BYTES]) };
         let sealed = keys.seal_bytes(b"abc", "x").unwrap();
         assert_eq!((&sealed[..5], sealed.len()), (&b"RHSL\x01"[..], 5 + 12 + 48 + 12 + 3 + 16));
+        assert_eq!(keys.open_bytes(&hex::decode(GOLDEN).unwrap(), "ca/key").unwrap(), b"abc");
     }
 
     #[test]

@@ -107,7 +107,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let objects = FileObjects::new(folder.path().join("objects"));
         objects.put("ca/key.sealed", vec![1]).await.unwrap();
-        let names: Vec<_> = fs::read_dir(folder.path().join("objects/ca")).unwrap().map(|e| e.unwrap().path()).collect();
+        let names: Vec<_> =
+            fs::read_dir(folder.path().join("objects/ca")).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(names.len(), 1, "{names:?}");
         assert_eq!(fs::metadata(&names[0]).unwrap().permissions().mode() & 0o777, 0o600);
     }

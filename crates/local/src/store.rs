@@ -71,7 +71,9 @@ fn write(
             .prepare_cached("INSERT INTO item VALUES (?1, ?2, 1, ?3) ON CONFLICT DO NOTHING")?
             .execute(params![key.kind.as_str(), key.id, body.to_string()])?,
         Some(version) => t
-            .prepare_cached("UPDATE item SET version = version + 1, body = ?3 WHERE kind = ?1 AND id = ?2 AND version = ?4")?
+            .prepare_cached(
+                "UPDATE item SET version = version + 1, body = ?3 WHERE kind = ?1 AND id = ?2 AND version = ?4",
+            )?
             .execute(params![key.kind.as_str(), key.id, body.to_string(), column(version)])?,
     };
     if changed == 1 { Ok(expected.unwrap_or(0) + 1) } else { Err(conflict(t, key, expected)) }
@@ -150,7 +152,8 @@ mod tests {
         let (good, bad) = (ItemKey::new(Kind::Lock, "good"), ItemKey::new(Kind::Job, "bad"));
         store.put(&good, Value::from(1), None).await.unwrap();
         store.put(&bad, Value::from(1), None).await.unwrap();
-        let broken = store.database.transact(|t| Ok(t.execute("UPDATE item SET body = '{' WHERE id = 'bad'", [])?)).await;
+        let broken =
+            store.database.transact(|t| Ok(t.execute("UPDATE item SET body = '{' WHERE id = 'bad'", [])?)).await;
         assert_eq!(broken.unwrap(), 1);
         let error = store.get(&bad).await.unwrap_err();
         assert_eq!(error.kind, PortErrorKind::Invalid);

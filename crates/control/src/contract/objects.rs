@@ -43,11 +43,8 @@ async fn deleting_is_idempotent(objects: &dyn Objects) {
 async fn hostile_keys_are_refused(objects: &dyn Objects) {
     let long = "x".repeat(2000);
     for key in REFUSED_KEYS.into_iter().chain([long.as_str()]) {
-        let results = [
-            objects.put(key, vec![1]).await.err(),
-            objects.get(key).await.err(),
-            objects.delete(key).await.err(),
-        ];
+        let results =
+            [objects.put(key, vec![1]).await.err(), objects.get(key).await.err(), objects.delete(key).await.err()];
         for error in results {
             assert_eq!(error.map(|e| e.kind), Some(PortErrorKind::Invalid), "the key {key:?} is refused");
         }

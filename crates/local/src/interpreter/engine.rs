@@ -360,7 +360,9 @@ async fn run_step(
     };
     match ended {
         Some(Ok(result)) => result,
-        Some(Err(error)) => Err(TaskError::new(TASK_FAILED, format!("the step `{step}` panicked: {}", panic_text(error)))),
+        Some(Err(error)) => {
+            Err(TaskError::new(TASK_FAILED, format!("the step `{step}` panicked: {}", panic_text(error))))
+        }
         None => Err(TaskError::new(TASK_FAILED, format!("the step `{step}` did not run"))),
     }
 }
@@ -430,7 +432,9 @@ fn driver_ended(
         Ok((_, Some(at))) => core.schedule(name, at),
         Ok((_, None)) => {}
         Err(error) if error.is_cancelled() => {}
-        Err(error) => tracing::error!(execution = name, %error, "the execution cannot go on: a defect of the interpreter"),
+        Err(error) => {
+            tracing::error!(execution = name, %error, "the execution cannot go on: a defect of the interpreter")
+        }
     }
 }
 

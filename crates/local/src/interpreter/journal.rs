@@ -94,7 +94,9 @@ impl Journal {
         let wanted = name.to_owned();
         let rows = self.database.transact(move |t| Ok(entries(t, &wanted)?)).await?;
         let named = format!("the history of the execution `{name}`");
-        rows.into_iter().map(|row| decode_entry(row).map_err(|why| damaged(self.database.path(), &named, why))).collect()
+        rows.into_iter()
+            .map(|row| decode_entry(row).map_err(|why| damaged(self.database.path(), &named, why)))
+            .collect()
     }
 }
 
@@ -249,7 +251,13 @@ fn entries(t: &Transaction<'_>, name: &str) -> rusqlite::Result<Vec<RawEntry>> {
 
 fn decode_entry((sequence, time, event, state, detail): RawEntry) -> Result<HistoryEntry, String> {
     let sequence = u64::try_from(sequence).map_err(|_| format!("its sequence is {sequence}"))?;
-    Ok(HistoryEntry { sequence, time: Timestamp::from_unix_ms(time), event, state, detail: json_column("detail", &detail)? })
+    Ok(HistoryEntry {
+        sequence,
+        time: Timestamp::from_unix_ms(time),
+        event,
+        state,
+        detail: json_column("detail", &detail)?,
+    })
 }
 
 impl Status {

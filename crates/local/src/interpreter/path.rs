@@ -98,7 +98,9 @@ mod tests {
 
     #[test]
     fn inserting_below_what_is_no_object_fails() {
-        for (at, document) in [("$.a", json!(1)), ("$.a.b", json!({"a": "text"})), ("$.a.b.c", json!({"a": {"b": null}}))] {
+        for (at, document) in
+            [("$.a", json!(1)), ("$.a.b", json!({"a": "text"})), ("$.a.b.c", json!({"a": {"b": null}}))]
+        {
             let error = path(at).insert(document, json!(1)).unwrap_err();
             assert!(error.contains(at), "{error}");
         }

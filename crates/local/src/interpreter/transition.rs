@@ -70,7 +70,14 @@ pub(super) enum Action {
 }
 
 /// A new execution in the machine's first state.
-pub(super) fn begin(name: &str, kind: &str, definition: &str, machine: &Machine, input: Value, now: Timestamp) -> (Record, Vec<Happening>) {
+pub(super) fn begin(
+    name: &str,
+    kind: &str,
+    definition: &str,
+    machine: &Machine,
+    input: Value,
+    now: Timestamp,
+) -> (Record, Vec<Happening>) {
     let mut record = Record {
         name: name.to_owned(),
         machine: kind.to_owned(),
@@ -134,13 +141,21 @@ pub(super) fn turn(machine: &Machine, record: &mut Record, now: Timestamp) -> Ve
             change.leave(&Next::End, input);
         }
         Some(State::Fail(fail)) => change.fail_as_told(fail),
-        Some(State::Task(_)) | None => change.fail(TaskError::new(RUNTIME, "the execution is in no state that it can leave")),
+        Some(State::Task(_)) | None => {
+            change.fail(TaskError::new(RUNTIME, "the execution is in no state that it can leave"))
+        }
     }
     change.done()
 }
 
 /// Carries an execution on whose task ended. `jitter` is drawn from 0 to 1.
-pub(super) fn task_ended(machine: &Machine, record: &mut Record, result: Result<Value, TaskError>, now: Timestamp, jitter: f64) -> Vec<Happening> {
+pub(super) fn task_ended(
+    machine: &Machine,
+    record: &mut Record,
+    result: Result<Value, TaskError>,
+    now: Timestamp,
+    jitter: f64,
+) -> Vec<Happening> {
     let mut change = Change::new(machine, record, now);
     if change.out_of_time() {
         return change.done();
@@ -236,7 +251,8 @@ impl<'a> Change<'a> {
         let over = deadline(self.machine, self.record).is_some_and(|end| self.now >= end);
         if over {
             let limit = self.machine.timeout_seconds.unwrap_or(0);
-            let cause = format!("the execution took longer than its {limit} s, and was in state `{}`", self.record.state);
+            let cause =
+                format!("the execution took longer than its {limit} s, and was in state `{}`", self.record.state);
             self.end(Status::TimedOut, "ExecutionTimedOut", Some(TaskError::new(TIMEOUT, cause)));
         }
         over

@@ -85,7 +85,8 @@ impl AccessKeys {
         let sealed = fs::read(path).map_err(|e| file_error("read the access keys", path, &e))?;
         let plain = Zeroizing::new(keys.open(&sealed, CONTEXT).await.map_err(|e| unfit(path, e))?);
         // The parser's message could quote a secret.
-        serde_json::from_slice(&plain).map_err(|_| unfit(path, "it does not hold access keys: restore it from a backup"))
+        serde_json::from_slice(&plain)
+            .map_err(|_| unfit(path, "it does not hold access keys: restore it from a backup"))
     }
 
     /// Writes the keys for the user, as the AWS CLI reads them.

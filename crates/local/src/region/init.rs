@@ -114,7 +114,8 @@ async fn existing(home: &Path, options: &InitOptions, hosts: Vec<String>) -> Por
         };
         let listen = differs("listens on", config.listen.to_string(), asked.listen.to_string());
         let hosts = differs("is reached under", config.advertised_hosts.join(" "), asked.advertised_hosts.join(" "));
-        let port = differs("replicates from port", config.replication_port.to_string(), asked.replication_port.to_string());
+        let port =
+            differs("replicates from port", config.replication_port.to_string(), asked.replication_port.to_string());
         let why = format!("there is another region already{listen}{hosts}{port}; choose another home, or edit");
         return Err(PortError::conflict(format!("{}: {why} {}", home.display(), names::CONFIG)));
     }
@@ -161,7 +162,8 @@ async fn fill(home: &Path, config: &RegionConfig) -> PortResult<String> {
 }
 
 async fn write_template(home: &Path) -> PortResult<()> {
-    let template = ReplicationTemplate { id: ReplicationTemplateId::generate(), settings: ReplicationSettings::default() };
+    let template =
+        ReplicationTemplate { id: ReplicationTemplateId::generate(), settings: ReplicationSettings::default() };
     let body = serde_json::to_value(&template).map_err(|e| unfit(home, e))?;
     let store = SqliteStore::new(Database::open(&home.join(names::DATABASE))?);
     store.put(&ItemKey::new(Kind::ReplicationTemplate, &template.id), body, None).await.map(|_| ())

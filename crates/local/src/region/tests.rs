@@ -34,7 +34,9 @@ async fn init_makes_a_private_home_with_keys_that_open() {
     assert!(!report.already_initialised);
     assert!(report.ca_fingerprint.starts_with("sha256:"));
     assert_eq!(report.config.advertised_hosts, ["127.0.0.1"]);
-    for (name, expected) in [("", 0o700), ("keys", 0o700), ("keys/master.key", 0o600), ("credentials", 0o600), ("region.json", 0o600)] {
+    for (name, expected) in
+        [("", 0o700), ("keys", 0o700), ("keys/master.key", 0o600), ("credentials", 0o600), ("region.json", 0o600)]
+    {
         assert_eq!(mode(&home.join(name)), expected, "{name}");
     }
     let region = opened(&home).await.unwrap();
@@ -125,7 +127,8 @@ async fn what_is_missing_or_foreign_is_told() {
     assert_eq!(error.kind, PortErrorKind::NotFound);
     assert!(error.message.contains("rehost init"), "{error}");
     let (_folder, home, report) = made().await;
-    fs::write(home.join("region.json"), serde_json::to_vec(&RegionConfig { format: 9, ..report.config }).unwrap()).unwrap();
+    fs::write(home.join("region.json"), serde_json::to_vec(&RegionConfig { format: 9, ..report.config }).unwrap())
+        .unwrap();
     assert!(opened(&home).await.err().unwrap().message.contains("form 9"));
     fs::write(home.join("region.json"), "{").unwrap();
     assert!(opened(&home).await.err().unwrap().message.contains("region.json"));

@@ -59,7 +59,9 @@ fn every_supported_field_is_understood() {
 fn a_resource_names_a_step() {
     assert_eq!(step_name("${RegisterFunctionArn}").unwrap(), "register");
     assert_eq!(step_name("${LaunchTest2FunctionArn}").unwrap(), "launch-test2");
-    for other in ["register", "${FunctionArn}", "${registerFunctionArn}", "${Register}", "${A-bFunctionArn}", "arn:aws:lambda:x"] {
+    for other in
+        ["register", "${FunctionArn}", "${registerFunctionArn}", "${Register}", "${A-bFunctionArn}", "arn:aws:lambda:x"]
+    {
         assert!(step_name(other).unwrap_err().contains(other), "{other}");
     }
 }
@@ -68,7 +70,11 @@ fn a_resource_names_a_step() {
 fn changed(pointer: &str, field: &str, value: Value) -> Value {
     let mut definition = everything();
     let object = definition.pointer_mut(pointer).and_then(Value::as_object_mut).unwrap();
-    if value.is_null() { object.remove(field) } else { object.insert(field.to_owned(), value) };
+    if value.is_null() {
+        object.remove(field)
+    } else {
+        object.insert(field.to_owned(), value)
+    };
     definition
 }
 
@@ -109,7 +115,12 @@ fn whatever_is_unsound_is_refused_by_state_and_field() {
         (retry, "MaxDelaySeconds", json!(1), "Retry[0]: field `MaxDelaySeconds`: must not be less"),
         (retry, "JitterStrategy", json!("SOME"), "Retry[0]: field `JitterStrategy`: must be FULL or NONE"),
         (retry, "Next", json!("Done"), "Retry[0]: field `Next`: is not supported"),
-        (catch, "ErrorEquals", json!(["States.ALL", "A"]), "Catch[0]: field `ErrorEquals`: `States.ALL` must stand alone"),
+        (
+            catch,
+            "ErrorEquals",
+            json!(["States.ALL", "A"]),
+            "Catch[0]: field `ErrorEquals`: `States.ALL` must stand alone",
+        ),
         (catch, "Next", json!("Gone"), "state `Do`: field `Catch`: there is no state `Gone`"),
         (catch, "Assign", json!({}), "Catch[0]: field `Assign`: is not supported"),
         (choice, "Choices", json!(null), "state `Look`: field `Choices`: is missing"),

@@ -77,7 +77,8 @@ fn choice_takes_the_first_rule_that_holds() {
         rule("$.b", "BooleanEquals", json!(true), "T")
     ]);
     let end = json!({"Type": "Succeed"});
-    let states = json!({"A": {"Type": "Choice", "Choices": rules, "Default": "D"}, "X": end, "F": end, "T": end, "D": end});
+    let states =
+        json!({"A": {"Type": "Choice", "Choices": rules, "Default": "D"}, "X": end, "F": end, "T": end, "D": end});
     let table = [
         (json!({"s": "x", "b": true}), "X"),
         (json!({"s": "y", "b": true}), "T"),
@@ -154,7 +155,8 @@ fn a_task_runs_its_step_and_places_its_result() {
 
 #[test]
 fn an_error_that_nobody_answers_fails_the_execution() {
-    let machine = task(json!({"Retry": [{"ErrorEquals": ["Other"]}], "Catch": [{"ErrorEquals": ["Other"], "Next": "Caught"}]}));
+    let machine =
+        task(json!({"Retry": [{"ErrorEquals": ["Other"]}], "Catch": [{"ErrorEquals": ["Other"], "Next": "Caught"}]}));
     let mut record = begun(&machine, json!({}));
     task_ended(&machine, &mut record, error("Boom"), at(1), 0.0);
     assert_eq!(failed(&record), ("Boom", "why"));
@@ -179,7 +181,9 @@ fn each_retrier_has_its_own_count() {
 
 #[test]
 fn a_retry_waits_and_runs_the_same_again() {
-    let machine = task(json!({"Retry": [{"ErrorEquals": ["States.TaskFailed"], "JitterStrategy": "FULL", "IntervalSeconds": 8}]}));
+    let machine = task(
+        json!({"Retry": [{"ErrorEquals": ["States.TaskFailed"], "JitterStrategy": "FULL", "IntervalSeconds": 8}]}),
+    );
     let mut record = begun(&machine, json!({"in": 1}));
     task_ended(&machine, &mut record, error("A"), at(0), 0.5);
     assert_eq!(action(&machine, &record, at(1)), Action::Sleep(at(4)));
@@ -192,7 +196,10 @@ fn a_retry_waits_and_runs_the_same_again() {
 #[test]
 fn a_catcher_gets_error_and_cause() {
     let table = [
-        (json!({"ErrorEquals": ["Boom"], "ResultPath": "$.e", "Next": "Caught"}), json!({"in": 1, "e": {"Error": "Boom", "Cause": "why"}})),
+        (
+            json!({"ErrorEquals": ["Boom"], "ResultPath": "$.e", "Next": "Caught"}),
+            json!({"in": 1, "e": {"Error": "Boom", "Cause": "why"}}),
+        ),
         (json!({"ErrorEquals": ["States.ALL"], "Next": "Caught"}), json!({"Error": "Boom", "Cause": "why"})),
         (json!({"ErrorEquals": ["States.TaskFailed"], "ResultPath": null, "Next": "Caught"}), json!({"in": 1})),
     ];
@@ -258,8 +265,14 @@ fn the_sequence_counts_every_event() {
     events.extend(task_ended(&machine, &mut record, Ok(json!({})), at(1), 0.0).into_iter().map(|h| h.event));
     events.extend(turn(&machine, &mut record, at(1)).into_iter().map(|h| h.event));
     let expected = [
-        "ExecutionStarted", "TaskStateEntered", "TaskFailed", "TaskSucceeded", "TaskStateExited", "SucceedStateEntered",
-        "SucceedStateExited", "ExecutionSucceeded",
+        "ExecutionStarted",
+        "TaskStateEntered",
+        "TaskFailed",
+        "TaskSucceeded",
+        "TaskStateExited",
+        "SucceedStateEntered",
+        "SucceedStateExited",
+        "ExecutionSucceeded",
     ];
     assert_eq!(events, expected);
     assert_eq!(record.sequence, 8);

@@ -163,13 +163,18 @@ proptest! {
 #[test]
 fn retry_counts_and_deadlines_survive_a_kill_after_every_transition() {
     use Outcome::{Done, Error, InProgress};
-    let outcomes = [Error("Busy"), Error("States.Timeout"), Error("Busy"), InProgress { wait: 30 }, Error("Broken"), Done];
+    let outcomes =
+        [Error("Busy"), Error("States.Timeout"), Error("Busy"), InProgress { wait: 30 }, Error("Broken"), Done];
     let every = (0..100).collect();
     let course = run(course(&outcomes, &every, BTreeSet::from([1, 3])));
     let times = |event: &str| -> Vec<i64> {
         course.history.iter().filter(|entry| entry.event == event).map(|entry| entry.time.unix_ms()).collect()
     };
-    assert_eq!(times("TaskFailed"), [0, 2000, 34_000], "delays of 1 s (2 s jittered), 1 s (a timeout), 2 s; a wait of 30 s");
+    assert_eq!(
+        times("TaskFailed"),
+        [0, 2000, 34_000],
+        "delays of 1 s (2 s jittered), 1 s (a timeout), 2 s; a wait of 30 s"
+    );
     assert_eq!(times("TaskTimedOut"), [1000]);
     assert_eq!(times("ExecutionSucceeded"), [64_000], "repaired, and waited once more");
     assert_eq!(course.calls.len(), 9, "seven calls and the two that were cut off");
