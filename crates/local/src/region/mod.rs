@@ -51,7 +51,7 @@ pub const LOCAL_ACCOUNT: &str = "000000000000";
 /// Steps that may run at once.
 const MAX_RUNNING_STEPS: usize = 64;
 
-/// How often it is looked for agents that fell silent, and for what a crash cut off if that failed.
+/// How often it is looked for agents that fell silent.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
 
 /// The files of a home, by their names in it.
@@ -127,11 +127,13 @@ impl LocalRegion {
         Ok(Self { home, config, listen, ports, access_keys, authority, engine, compute, background, _lock: lock })
     }
 
-    /// Takes up the state machines where they were, and looks after agents and instances from now on.
+    /// Takes up the state machines where they were, and looks after agents and instances from now on. To be called before the
+    /// API is served: what a crash cut off is told from what is just beginning by being there before anything else.
     ///
     /// # Errors
     /// When a state machine does not fit the steps, or the database does not answer.
     pub async fn start_background(&self) -> PortResult<()> {
+        report("something that a crash cut off was not taken up", jobs::recover(&self.ports).await);
         self.engine.resume(Arc::new(Steps { ports: self.ports.clone() })).await?;
         let (compute, ports) = (self.compute.clone(), self.ports.clone());
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
@@ -199,15 +201,9 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(address, listen.port())
 }
 
-/// Goes on with what a crash cut off, then watches for agents that fall silent; for ever.
+/// Watches for agents that fall silent; for ever.
 async fn look_after(ports: Ports) {
-    let mut recovered = false;
     loop {
-        if !recovered {
-            let result = jobs::recover(&ports).await;
-            recovered = result.is_ok();
-            report("what a crash cut off cannot be taken up yet", result);
-        }
         report("it cannot be seen which agents fell silent", monitor::check_agents(&ports).await);
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
     }

@@ -1,7 +1,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use rehost_control::ports::{ItemKey, Kind};
+use rehost_control::ports::{ExecutionStatus, ItemKey, Kind};
+use rehost_model::ExecutionId;
+use rehost_model::event::{Event, EventType};
+use rehost_model::link::{BootFirmware, EnrolRequest, PartitionTable, SourceDisk};
+use rehost_model::server::SourceProperties;
 use rehost_model::settings::ReplicationTemplate;
 use serde_json::json;
 use tempfile::TempDir;
@@ -144,4 +148,55 @@ async fn background_work_starts_and_stops_and_the_region_can_be_opened_again() {
         region.ports.store.put(&key, json!(1), None).await.unwrap();
         region.shutdown().await;
     }
+}
+
+fn enrolment() -> EnrolRequest {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+    EnrolRequest {
+        csr: csr.pem().unwrap(),
+        source_server_id: None,
+        user_provided_id: None,
+        tags: [].into(),
+        properties: SourceProperties::default(),
+        disks: vec![SourceDisk {
+            device_name: "/dev/sda".to_owned(),
+            size_bytes: 1 << 20,
+            is_boot_disk: true,
+            partition_table: PartitionTable::Mbr,
+        }],
+        firmware: BootFirmware::Bios,
+        replicate: false,
+        agent_version: "0.1.0".to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_enrolment_is_an_event_that_starts_the_chain() {
+    let (_folder, home, _) = made().await;
+    let region = opened(&home).await.unwrap();
+    let enrolled = rehost_control::link::enrol(&region.ports, &enrolment()).await.unwrap();
+    let log = fs::read_to_string(home.join("events.jsonl")).unwrap();
+    let first: Event = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!(
+        (first.detail_type, &first.detail.source_server_id),
+        (EventType::Registered, &enrolled.source_server_id)
+    );
+    let execution = ExecutionId(format!("migrate-{}-{}", enrolled.source_server_id, first.detail.sequence));
+    let status = async |region: &LocalRegion| region.ports.workflows.status(&execution).await.unwrap().unwrap();
+    assert_eq!(status(&region).await, ExecutionStatus::Running);
+    // The process dies before anything ran; the next one goes on.
+    drop(region);
+    let region = opened(&home).await.unwrap();
+    region.start_background().await.unwrap();
+    let begun = std::time::Instant::now();
+    while status(&region).await == ExecutionStatus::Running {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the chain of a server without replication ends");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let ended = status(&region).await;
+    assert!(matches!(ended, ExecutionStatus::Succeeded(_)), "{ended:?}");
+    let history = region.engine().history(&execution).await.unwrap();
+    assert!(history.iter().any(|entry| entry.event == "TaskSucceeded"), "{history:?}");
+    region.shutdown().await;
 }
