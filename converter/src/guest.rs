@@ -120,7 +120,7 @@ fn architecture(root: &Root) -> Option<String> {
 fn firmware(root: &Root, disks: &Disks, fstab: &str, wanted: BootMode) -> Option<Firmware> {
     let has_esp = disks.volumes().any(|(_, volume)| volume.partition.is_esp && volume.holds(Content::Vfat));
     let mounts_esp = fstab::entries(fstab).any(|entry| matches!(entry.mount_point, "/boot/efi" | "/efi"));
-    let uefi = has_esp || (disks.0.is_empty() && (mounts_esp || root.is_directory("/boot/efi/EFI")));
+    let uefi = has_esp || mounts_esp || (disks.0.is_empty() && root.is_directory("/boot/efi/EFI"));
     let bios = disks.0.iter().any(|disk| disk.grub_boot_sector) || (disks.0.is_empty() && !uefi);
     match (bios, uefi, wanted) {
         (true, true, BootMode::LegacyBios) | (true, false, _) => Some(Firmware::Bios),
