@@ -43,7 +43,8 @@ pub(crate) enum Command {
     /// Run the local region until it is told to stop (SIGINT or SIGTERM).
     Serve(ServeArgs),
     /// Print the command that installs the agent on a source server.
-    InstallCommand(InstallCommandArgs),
+    #[command(name = "install-command")]
+    Install(InstallArgs),
     /// List the source servers.
     Servers(ServersArgs),
     /// Show a source server, or change its settings.
@@ -79,6 +80,12 @@ pub(crate) struct InitArgs {
     /// Where `rehost serve` will listen.
     #[arg(long, default_value = "127.0.0.1:8443", value_name = "ADDRESS:PORT")]
     pub(crate) listen: std::net::SocketAddr,
+    /// A host under which agents reach this machine, in the order to be tried; the address of --listen if none is given.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Vec<String>,
+    /// The port of the first replication server; others get free ones.
+    #[arg(long, default_value_t = rehost_model::region::REPLICATION_PORT, value_name = "PORT")]
+    pub(crate) replication_port: u16,
 }
 
 #[derive(Debug, Args)]
@@ -86,10 +93,13 @@ pub(crate) struct ServeArgs {
     /// Listen here instead of where the region's configuration says.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Where rehost-replicator and rehost-converter are [default: beside this program].
+    #[arg(long, env = "REHOST_PROGRAMS", value_name = "DIR")]
+    pub(crate) programs: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct InstallCommandArgs {
+pub(crate) struct InstallArgs {
     /// The address of this service as the source sees it, such as https://10.0.0.5:8443.
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,

@@ -4,12 +4,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use rehost_control::authority::{self, CERTIFICATE_OBJECT};
+use rehost_control::ports::Objects as _;
+use rehost_local::objects::FileObjects;
+use rehost_local::region::RegionConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
 
 /// Where `rehost serve` says that it is running, within the home.
 const SERVING_FILE: &str = "serve.json";
+
+/// What the region is, within the home.
+const CONFIG_FILE: &str = "region.json";
+
+/// Its objects, within the home.
+const OBJECTS_FOLDER: &str = "objects";
 
 /// AWS's format of a credentials file.
 const CREDENTIALS_FILE: &str = "credentials";
@@ -78,6 +88,26 @@ impl Home {
             )
         })?;
         parse_key(&text, profile).with_context(|| format!("{} has no complete profile [{profile}]", file.display()))
+    }
+
+    /// The endpoint as source servers see it: the first host under which the region is reached, and its port.
+    pub(crate) fn endpoint_for_sources(&self) -> Result<String> {
+        let file = self.0.join(CONFIG_FILE);
+        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let config: RegionConfig =
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        let port = self.serving().map_or(config.listen.port(), |serving| serving.port);
+        let host = config.advertised_hosts.first().cloned().unwrap_or_else(|| config.listen.ip().to_string());
+        let host = if host.contains(':') { format!("[{host}]") } else { host };
+        Ok(format!("https://{host}:{port}"))
+    }
+
+    /// By which agents know the region's authority.
+    pub(crate) async fn authority_fingerprint(&self) -> Result<String> {
+        let objects = FileObjects::new(self.0.join(OBJECTS_FOLDER));
+        let certificate = objects.get(CERTIFICATE_OBJECT).await?;
+        let certificate = certificate.with_context(|| format!("the region has no {CERTIFICATE_OBJECT}"))?;
+        Ok(authority::fingerprint_of(&String::from_utf8_lossy(&certificate))?)
     }
 
     /// The process that serves the region, as it noted itself.

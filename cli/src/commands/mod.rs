@@ -20,9 +20,9 @@ use crate::target::Target;
 /// Runs the command to its end.
 pub(crate) async fn run(cli: Cli) -> Result<()> {
     match &cli.command {
-        Command::Init(args) => return region::init(&cli.global, args),
+        Command::Init(args) => return region::init(&cli.global, args).await,
         Command::Serve(args) => return region::serve(&cli.global, args).await,
-        Command::InstallCommand(args) => return region::install_command(&cli.global, args),
+        Command::Install(args) => return region::install_command(&cli.global, args).await,
         _ => {}
     }
     let mgn = Mgn::new(Target::of(&cli.global).await?);
@@ -46,7 +46,7 @@ async fn ask(mgn: &Mgn, cli: Cli) -> Result<()> {
         Command::Jobs(args) => jobs::list(mgn, args, json).await,
         Command::Job(JobCommand::Show(args)) => jobs::show(mgn, &args, json).await,
         Command::Watch(args) => watch::watch(mgn, &args, json).await,
-        Command::Init(_) | Command::Serve(_) | Command::InstallCommand(_) => Ok(()),
+        Command::Init(_) | Command::Serve(_) | Command::Install(_) => Ok(()),
     }
 }
 

@@ -139,7 +139,7 @@ impl Authority {
     /// By which clients pin the authority: `sha256:` and 64 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        format!("sha256:{}", to_hex(&Sha256::digest(&self.certificate_der)))
+        fingerprint_of_der(&self.certificate_der)
     }
 
     /// Makes a certificate for the key of a signing request (PEM), valid for `validity_days` from `not_before`
@@ -183,6 +183,19 @@ impl Authority {
     fn key_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
+}
+
+/// The fingerprint of an authority's certificate (PEM), without its key.
+///
+/// # Errors
+/// [`AuthorityError::Broken`] when it cannot be read.
+pub fn fingerprint_of(certificate_pem: &str) -> Result<String, AuthorityError> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(certificate_pem.as_bytes()).map_err(broken)?;
+    Ok(fingerprint_of_der(&pem.contents))
+}
+
+fn fingerprint_of_der(der: &[u8]) -> String {
+    format!("sha256:{}", to_hex(&Sha256::digest(der)))
 }
 
 /// The region's authority: read from its objects, or made and written there the first time.

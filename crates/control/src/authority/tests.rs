@@ -154,6 +154,7 @@ fn the_fingerprint_is_the_hash_of_the_der() {
     let authority = Authority::generate().unwrap();
     let digest = Sha256::digest(der(authority.certificate_pem()));
     assert_eq!(authority.fingerprint(), format!("sha256:{}", to_hex(&digest)));
+    assert_eq!(fingerprint_of(authority.certificate_pem()).unwrap(), authority.fingerprint());
 }
 
 #[derive(Default)]
