@@ -1,3 +1,5 @@
 //! The replicator: port 1500, and the volumes behind it.
 
+pub mod config;
 pub mod engine;
+pub mod service;

@@ -1,0 +1,262 @@
+//! The replicator's process: it enrols once, then serves agents and reports to the control plane every second.
+//!
+//! Agents are served whether or not the control plane answers. What is durable is on the volumes and in their sidecars, so
+//! that a killed replicator begins where it was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rehost_link::control_client::{ControlClient, ControlError, Proof, Trust, now};
+use rehost_link::identity::{Identity, IdentityError, PrivateKey, StateDir};
+use rehost_link::signature::RequestSigner;
+use rehost_link::transport::{ServerTls, TlsIdentity, TransportError};
+use rehost_model::link::{
+    IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_POLL_PATH, ReplicatorDirective, ReplicatorEnrolRequest,
+    ReplicatorReport,
+};
+use rehost_model::replicator::Assignment;
+use tokio::time::sleep;
+
+use crate::config::ReplicatorConfig;
+use crate::engine::{Engine, EngineConfig, EngineError};
+
+/// The version that the replicator reports.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Polls are at least and at most this far apart, whatever the control plane says.
+const POLL_LIMITS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+/// Between polls in vain: from, and up to. Short, since volumes may be held still until the control plane is heard again.
+const RETRY_LIMITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// Between attempts to renew the certificate.
+const RENEWAL_PAUSE_MS: u64 = 600_000;
+
+/// The ending of a volume's sidecar in the state directory.
+const SIDECAR: &str = ".sync.json";
+
+/// Why the replicator cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error("the control plane does not let this replication server in: {0}")]
+    Enrolment(ControlError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Tls(#[from] TransportError),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Serves until `stop` is ready; then ends every session in order.
+///
+/// # Errors
+/// [`ServiceError`] when it cannot begin. Later trouble is reported, and no reason to end.
+pub async fn run(config: &ReplicatorConfig, stop: impl Future<Output = ()>) -> Result<(), ServiceError> {
+    tokio::pin!(stop);
+    let state = StateDir::new(&config.state_dir);
+    state.create()?;
+    let identity = tokio::select! {
+        identity = identity(config, &state) => identity?,
+        () = &mut stop => return Ok(()),
+    };
+    let mut service = Service::start(config, state, identity)?;
+    let engine = Arc::clone(&service.engine);
+    tracing::info!(replicator = %config.replicator, address = %engine.address(), "serving agents");
+    tokio::select! {
+        () = service.serve() => {}
+        () = &mut stop => {}
+    }
+    // Sessions end with their threads: that blocks.
+    if tokio::task::spawn_blocking(move || engine.shutdown()).await.is_err() {
+        tracing::error!("the engine ended by a panic");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// The identity that is kept, or a new one; tries until the control plane answers.
+async fn identity(config: &ReplicatorConfig, state: &StateDir) -> Result<Identity, ServiceError> {
+    if let Some(identity) = state.identity()?.filter(|i| i.not_after() > now()) {
+        return Ok(identity);
+    }
+    let mut failures = 0;
+    loop {
+        match enrol(config, state).await {
+            Ok(identity) => return Ok(identity),
+            Err(ServiceError::Enrolment(error)) if error.is_retryable() => {
+                if failures == 0 {
+                    tracing::warn!(%error, "cannot enrol yet; trying again");
+                }
+                sleep(pause_after(failures)).await;
+                failures += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn enrol(config: &ReplicatorConfig, state: &StateDir) -> Result<Identity, ServiceError> {
+    let key = match state.key()? {
+        Some(key) => key,
+        None => PrivateKey::generate()?,
+    };
+    // Kept first: a certificate that is issued must not be lost together with its key.
+    state.save_key(&key)?;
+    let request = ReplicatorEnrolRequest {
+        replicator: config.replicator.clone(),
+        token: config.enrol_token.to_string(),
+        csr: key.signing_request()?,
+    };
+    let client = ControlClient::new(config.endpoint.clone(), &Trust::Fingerprint(config.ca_fingerprint))?;
+    let issued: IssuedCertificate =
+        client.post(REPLICATOR_ENROL_PATH, &request, &Proof::Nothing).await.map_err(ServiceError::Enrolment)?;
+    let identity = Identity::new(&key, &issued)?;
+    state.save(&identity)?;
+    tracing::info!(until = %identity.not_after(), "enrolled");
+    Ok(identity)
+}
+
+fn pause_after(failures: u32) -> Duration {
+    RETRY_LIMITS.0.saturating_mul(1 << failures.min(10)).min(RETRY_LIMITS.1)
+}
+
+fn tls(identity: &Identity) -> Result<ServerTls, TransportError> {
+    ServerTls::new(TlsIdentity::from_pem(identity.certificate_pem(), identity.key_pem(), identity.ca_pem())?)
+}
+
+struct Service<'a> {
+    config: &'a ReplicatorConfig,
+    state: StateDir,
+    identity: Identity,
+    signer: RequestSigner,
+    client: ControlClient,
+    engine: Arc<Engine>,
+    sidecars: PathBuf,
+    assignments: Option<Vec<Assignment>>,
+    renewal_not_before: rehost_model::Timestamp,
+    failures: u32,
+}
+
+impl<'a> Service<'a> {
+    fn start(config: &'a ReplicatorConfig, state: StateDir, identity: Identity) -> Result<Self, ServiceError> {
+        let volumes = StateDir::new(config.state_dir.join("volumes"));
+        volumes.create()?;
+        let sidecars = volumes.path().to_owned();
+        let engine = Engine::new(EngineConfig {
+            state_dir: Some(sidecars.clone()),
+            hold_timeout: config.hold_timeout,
+            ..EngineConfig::new(config.listen, tls(&identity)?)
+        })?;
+        Ok(Self {
+            config,
+            signer: identity.signer()?,
+            client: ControlClient::new(config.endpoint.clone(), &Trust::Authority(identity.ca().clone()))?,
+            state,
+            identity,
+            engine: Arc::new(engine),
+            sidecars,
+            assignments: None,
+            renewal_not_before: now(),
+            failures: 0,
+        })
+    }
+
+    async fn serve(&mut self) {
+        loop {
+            let pause = match self.poll().await {
+                Ok(directive) => {
+                    self.note_success();
+                    self.follow(directive)
+                }
+                Err(error) => self.note_failure(&error),
+            };
+            self.renew_if_due().await;
+            sleep(pause).await;
+        }
+    }
+
+    async fn poll(&self) -> Result<ReplicatorDirective, ControlError> {
+        let report = ReplicatorReport {
+            port: self.engine.address().port(),
+            version: VERSION.to_owned(),
+            servers: self.engine.report(),
+        };
+        self.client.post(REPLICATOR_POLL_PATH, &report, &Proof::Certificate(&self.signer)).await
+    }
+
+    fn follow(&mut self, directive: ReplicatorDirective) -> Duration {
+        if self.assignments.as_ref() != Some(&directive.assignments) {
+            self.assign(directive.assignments);
+        }
+        self.engine.release_holds(&directive.releases);
+        Duration::from_millis(directive.poll_after_ms).clamp(POLL_LIMITS.0, POLL_LIMITS.1)
+    }
+
+    fn assign(&mut self, assignments: Vec<Assignment>) {
+        tracing::info!(volumes = assignments.len(), "new assignments");
+        match self.engine.set_assignments(assignments.clone()) {
+            Ok(()) => {
+                self.forget_others(&assignments);
+                self.assignments = Some(assignments);
+            }
+            Err(error) => tracing::error!(%error, "the assignments cannot be taken; those before stay"),
+        }
+    }
+
+    /// Removes the sidecars of volumes that are not served here any more.
+    fn forget_others(&self, assignments: &[Assignment]) {
+        let served: BTreeSet<_> = assignments.iter().map(|a| format!("{}{SIDECAR}", a.volume)).collect();
+        let entries = fs::read_dir(&self.sidecars).into_iter().flatten().flatten();
+        for path in entries.map(|e| e.path()) {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if name.ends_with(SIDECAR)
+                && !served.contains(name)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove a sidecar");
+            }
+        }
+    }
+
+    async fn renew_if_due(&mut self) {
+        let time = now();
+        if !self.identity.is_due_for_renewal(time) || time < self.renewal_not_before {
+            return;
+        }
+        self.renewal_not_before = time.plus_ms(RENEWAL_PAUSE_MS);
+        if let Err(error) = self.renew().await {
+            tracing::warn!(%error, until = %self.identity.not_after(), "the certificate cannot be renewed yet");
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), ServiceError> {
+        let identity = enrol(self.config, &self.state).await?;
+        self.engine.set_tls(tls(&identity)?);
+        self.signer = identity.signer()?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    fn note_success(&mut self) {
+        if std::mem::take(&mut self.failures) > 0 {
+            tracing::info!("the control plane answers again");
+        }
+    }
+
+    fn note_failure(&mut self, error: &ControlError) -> Duration {
+        if self.failures == 0 {
+            tracing::warn!(%error, "the control plane does not answer; agents are served all the same");
+        }
+        self.failures += 1;
+        pause_after(self.failures - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests;
