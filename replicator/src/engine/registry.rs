@@ -67,6 +67,15 @@ pub(super) struct Record {
 struct Active {
     number: SessionNumber,
     sender: Sender,
+    /// It was told to end; it may be waiting for a hold and not for its socket.
+    ending: bool,
+}
+
+impl Active {
+    fn end(&mut self) {
+        self.ending = true;
+        self.sender.shutdown();
+    }
 }
 
 /// Tells a server's sessions apart.
@@ -150,8 +159,9 @@ impl Registry {
         let mut state = self.lock();
         loop {
             let known = state.known(server)?;
-            let Some(older) = &known.session else { break };
-            older.sender.shutdown();
+            let Some(older) = &mut known.session else { break };
+            older.end();
+            self.changed.notify_all();
             if Instant::now() >= deadline {
                 let text = "an older session of this server does not end";
                 return Err(Refusal::new(ErrorCode::Busy, text));
@@ -160,7 +170,7 @@ impl Registry {
         }
         state.sessions += 1;
         let number = SessionNumber(state.sessions);
-        let active = Active { number, sender: sender.clone() };
+        let active = Active { number, sender: sender.clone(), ending: false };
         state.known(server)?.session = Some(active);
         Ok(number)
     }
@@ -201,7 +211,7 @@ impl Registry {
         loop {
             let now = Instant::now();
             let known = state.known(server)?;
-            if known.session.as_ref().is_none_or(|active| active.number != number) {
+            if known.session.as_ref().is_none_or(|active| active.number != number || active.ending) {
                 return Err(Refusal::new(ErrorCode::Replaced, "a newer session took over"));
             }
             known.hold.tick(now);
@@ -235,9 +245,7 @@ impl Registry {
     pub(super) fn stop(&self) {
         let mut state = self.lock();
         state.stopping = true;
-        for active in state.servers.values().filter_map(|server| server.session.as_ref()) {
-            active.sender.shutdown();
-        }
+        state.servers.values_mut().filter_map(|server| server.session.as_mut()).for_each(Active::end);
         self.changed.notify_all();
     }
 
@@ -273,9 +281,9 @@ impl State {
             let before = server.volumes.len();
             server.volumes.retain(|_, record| assignments.contains(&record.assignment));
             if server.volumes.len() < before
-                && let Some(active) = &server.session
+                && let Some(active) = &mut server.session
             {
-                active.sender.shutdown();
+                active.end();
             }
         }
         drop_forgotten(self);

@@ -147,6 +147,29 @@ fn writes_wait_for_the_release_of_a_hold() {
 }
 
 #[test]
+fn an_agent_that_comes_back_during_a_hold_is_let_in_and_waits() {
+    let bed = Bed::new(4 * MIB);
+    let older = Agent::start(&bed.config());
+    older.control.request_checkpoint(Epoch(1));
+    older.wait_until_reached(1);
+    bed.write(0, b"later");
+    older.control.request_checkpoint(Epoch(2));
+    // The older session waits with its block for the release.
+    thread::sleep(Duration::from_millis(500));
+    older.stop();
+    let started = Instant::now();
+    let agent = Agent::start(&bed.config());
+    agent.control.request_checkpoint(Epoch(2));
+    wait_for("the checkpoint that is there", || (agent.control.progress().reached == Epoch(1)).then_some(()));
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert_eq!(bed.report().held, Some(Epoch(1)));
+    assert!(bed.engine.release_hold(&bed.server, Epoch(1)));
+    agent.wait_until_reached(2);
+    bed.assert_equal();
+    agent.stop();
+}
+
+#[test]
 fn a_hold_that_is_not_released_expires() {
     let bed = Bed::with(4 * MIB, |config| config.hold_timeout = Duration::from_millis(500));
     let agent = Agent::start(&bed.config());
@@ -194,7 +217,7 @@ fn a_disk_that_goes_while_it_is_replicated_is_named() {
 }
 
 /// Answers every digest request with digests that no disk has.
-fn never_content(listener: &std::net::TcpListener, tls: &rehost_link::transport::ServerTls, size: u64) {
+fn never_content(listener: &std::net::TcpListener, tls: &transport::ServerTls, size: u64) {
     let (socket, _) = listener.accept().unwrap();
     let (sender, mut receiver, _) = transport::accept(socket, tls, &Timeouts::default()).unwrap();
     receiver.receive().unwrap();
