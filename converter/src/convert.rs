@@ -7,6 +7,7 @@ use rehost_model::conversion::{Action, ConversionOutcome, ConversionReport, Find
 use crate::edit::{self, Proposal};
 use crate::guest::Guest;
 use crate::rules;
+use crate::space;
 use crate::support;
 
 /// What is to be done, and whether it may be.
@@ -25,7 +26,8 @@ pub fn plan(guest: &Guest) -> Plan {
         let proposal = Proposal { edits: Vec::new(), findings: obstacles };
         return Plan { proposal, outcome: ConversionOutcome::Unsupported };
     }
-    let proposal = rules::propose(guest);
+    let mut proposal = rules::propose(guest);
+    proposal.findings.extend(space::shortages(&guest.root, &proposal.edits));
     let outcome = if proposal.findings.iter().any(|finding| finding.severity == Severity::Error) {
         ConversionOutcome::Failed
     } else if proposal.edits.is_empty() {

@@ -81,7 +81,8 @@ impl Guest {
 /// Directories of the tree which may be volumes of their own and matter to the conversion.
 pub(crate) const OWN_VOLUMES: [&str; 5] = ["/boot", "/boot/efi", "/efi", "/usr", "/var"];
 
-fn source_name(disk: &Disk, volume: &Volume) -> String {
+/// A volume in the source's words, such as `/dev/sda1`.
+pub(crate) fn source_name(disk: &Disk, volume: &Volume) -> String {
     let base = disk.source_device.clone().unwrap_or_else(|| disk.node.display().to_string());
     let number = volume.partition.number;
     match number {

@@ -16,6 +16,7 @@ mod fstab;
 mod guest;
 mod root;
 mod rules;
+mod space;
 mod support;
 
 pub use convert::{Plan, carry_out, plan};

@@ -12,13 +12,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rehost_model::conversion::{
-    ConversionOutcome, ConversionReport, ConversionRequest, Finding, RequestedDisk, Severity, frame_report,
+    ConversionOutcome, ConversionReport, ConversionRequest, DiskInventory, Finding, GuestInventory, RequestedDisk,
+    Severity, frame_report,
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
 use crate::disk::{Content, Disk, Disks, Resolution, Volume};
 use crate::fstab;
-use crate::guest::{Guest, OWN_VOLUMES};
+use crate::guest::{Guest, OWN_VOLUMES, source_name};
 use crate::initramfs::MODULE_DIRECTORY;
 use crate::root::Root;
 use crate::{carry_out, no_root, plan};
@@ -41,7 +42,7 @@ pub fn run() -> ! {
         panic::catch_unwind(AssertUnwindSafe(|| mount_kernel_file_systems().and_then(|()| convert(started))));
     let mut report = match converted {
         Ok(Ok(report)) => report,
-        Ok(Err(failure)) => ConversionReport::ended(failure.outcome, failure.finding),
+        Ok(Err(failure)) => failure.report(),
         Err(_) => {
             let finding = machine_error("the converter ended unexpectedly", "report this with the machine's console");
             ConversionReport::ended(ConversionOutcome::Failed, finding)
@@ -62,11 +63,20 @@ pub fn run() -> ! {
 struct Failure {
     outcome: ConversionOutcome,
     finding: Finding,
+    /// What the disks hold, where that is known.
+    disks: Vec<DiskInventory>,
+}
+
+impl Failure {
+    fn report(self) -> ConversionReport {
+        let guest = (!self.disks.is_empty()).then(|| GuestInventory { disks: self.disks, ..GuestInventory::default() });
+        ConversionReport { guest, ..ConversionReport::ended(self.outcome, self.finding) }
+    }
 }
 
 impl From<Finding> for Failure {
     fn from(finding: Finding) -> Self {
-        Self { outcome: ConversionOutcome::Failed, finding }
+        Self { outcome: ConversionOutcome::Failed, finding, disks: Vec::new() }
     }
 }
 
@@ -91,10 +101,11 @@ fn convert(started: Instant) -> Result<ConversionReport, Failure> {
     if disks.volumes().any(|(_, volume)| volume.holds(Content::Vfat)) {
         load_modules();
     }
+    let inventory: Vec<DiskInventory> = disks.0.iter().map(Disk::inventory).collect();
     let mut mounts = Mounts(Vec::new());
     let report = convert_mounted(&request, disks, &mut mounts, started);
     mounts.unmount();
-    report
+    report.map_err(|failure| Failure { disks: inventory, ..failure })
 }
 
 fn convert_mounted(
@@ -213,12 +224,7 @@ fn find_root(disks: &Disks) -> Result<(PathBuf, Option<String>, usize), Failure>
                     found.push((names_itself(&root, disks, volume), node, volume.uuid().map(str::to_owned)));
                 }
             }
-            Err(error) => {
-                failed = Some(machine_error(
-                    format!("cannot mount {}: {error}", node.display()),
-                    "check the file system on the source",
-                ))
-            }
+            Err(error) => failed = Some(cannot_mount(&source_name(disk, volume), &error)),
         }
         mounts.unmount();
     }
@@ -227,8 +233,16 @@ fn find_root(disks: &Disks) -> Result<(PathBuf, Option<String>, usize), Failure>
     match (found.into_iter().nth(best), failed) {
         (Some((_, node, uuid)), _) => Ok((node, uuid, others)),
         (None, Some(finding)) => Err(finding.into()),
-        (None, None) => Err(Failure { outcome: ConversionOutcome::Unsupported, finding: no_root(disks) }),
+        (None, None) => Err(Failure { outcome: ConversionOutcome::Unsupported, ..Failure::from(no_root(disks)) }),
     }
+}
+
+fn cannot_mount(what: &str, error: &io::Error) -> Finding {
+    let cause = format!("the file system on the source's {what} cannot be mounted: {error}");
+    machine_error(
+        cause,
+        "check it on the source (`fsck.mode=force` on the kernel's command line, reboot), then launch again",
+    )
 }
 
 fn is_root(root: &Root) -> bool {
