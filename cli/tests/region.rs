@@ -1,5 +1,7 @@
 //! The command as a user runs it: a region is made, served, asked and stopped. No machine is started.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
