@@ -26,12 +26,14 @@ pub struct ConversionAssets {
     pub package: PathBuf,
 }
 
-/// Where the assets are kept by default: `$XDG_CACHE_HOME/rehost/conversion`, else `~/.cache/rehost/conversion`.
+/// Where the assets are kept by default: `conversion` in `$REHOST_CACHE`, `$XDG_CACHE_HOME/rehost` or `~/.cache/rehost`,
+/// whichever is set first.
 #[must_use]
 pub fn default_cache() -> PathBuf {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || absolute("HOME").unwrap_or_else(|| PathBuf::from("/root")).join(".cache");
-    absolute("XDG_CACHE_HOME").unwrap_or_else(home).join("rehost/conversion")
+    let own = || absolute("XDG_CACHE_HOME").unwrap_or_else(home).join("rehost");
+    absolute("REHOST_CACHE").unwrap_or_else(own).join("conversion")
 }
 
 /// Finds the assets in `cache`, or fetches them with apt (some 30 MB) when there are none.

@@ -25,6 +25,8 @@ mod volumes;
 #[cfg(test)]
 mod contract_tests;
 #[cfg(test)]
+mod qemu_tests;
+#[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, Ipv4Addr};

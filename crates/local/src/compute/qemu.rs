@@ -71,7 +71,7 @@ impl Copy<'_> {
             line.add("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={}", value(code)));
             line.add("-drive", format!("if=pflash,unit=1,format=raw,file={FIRMWARE_VARIABLES}"));
         }
-        line.disks(&self.disks, "cache=writeback,discard=unmap");
+        line.disks(&self.disks, "cache=writeback,discard=unmap", Boot::FromDisks);
         let forwards: String =
             self.ports.iter().map(|(guest, host)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).collect();
         line.add("-netdev", format!("user,id=net0{forwards}"));
@@ -91,7 +91,7 @@ impl Conversion<'_> {
         line.0.push("-no-reboot".to_owned());
         line.add("-kernel", self.kernel.display()).add("-initrd", INITRAMFS);
         line.add("-append", format!("console=ttyS0 quiet panic=-1 {}", self.request));
-        line.disks(&self.disks, "cache=unsafe");
+        line.disks(&self.disks, "cache=unsafe", Boot::Kernel);
         line.0
     }
 }
@@ -103,6 +103,13 @@ pub(super) fn probe_arguments(accelerator: Accelerator, kernel: &Path) -> Vec<St
     line.0.push("-no-reboot".to_owned());
     line.add("-kernel", kernel.display()).add("-append", "console=ttyS0 panic=-1");
     line.0
+}
+
+/// What a machine boots.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Boot {
+    FromDisks,
+    Kernel,
 }
 
 /// A command line that grows.
@@ -137,12 +144,13 @@ impl Line {
     }
 
     /// The disks as NVMe devices under their volumes' serial numbers, as on EC2's Nitro instances.
-    fn disks(&mut self, disks: &[Disk], options: &str) {
+    fn disks(&mut self, disks: &[Disk], options: &str, boot: Boot) {
         for (index, disk) in disks.iter().enumerate() {
             let image = value(&disk.image);
             self.add("-drive", format!("file={image},format=raw,if=none,id=disk{index},{options}"));
             let serial = disk.volume.nvme_serial();
-            self.add("-device", format!("nvme,drive=disk{index},serial={serial},bootindex={index}"));
+            let order = if boot == Boot::FromDisks { format!(",bootindex={index}") } else { String::new() };
+            self.add("-device", format!("nvme,drive=disk{index},serial={serial}{order}"));
         }
     }
 }
@@ -208,6 +216,6 @@ mod tests {
         };
         let line = machine.arguments().join(" ");
         assert!(line.contains("-no-reboot") && line.contains("rehost.request=7b7d"), "{line}");
-        assert!(!line.contains("-netdev") && line.contains("cache=unsafe"), "{line}");
+        assert!(!line.contains("-netdev") && !line.contains("bootindex") && line.contains("cache=unsafe"), "{line}");
     }
 }

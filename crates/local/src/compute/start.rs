@@ -208,16 +208,24 @@ fn copy_kind(spec: &InstanceSpec) -> MachineKind {
     MachineKind::Copy {
         firmware: spec.firmware,
         cpus: spec.cpus.clamp(1, host_cpus),
-        memory_mib: memory_mib(spec.ram_bytes, available_memory()),
+        memory_mib: memory_mib(spec.ram_bytes, available_memory()).max(least_memory_mib(spec.firmware)),
         mac: random_mac(),
         ports: spec.ports.iter().map(|port| (*port, 0)).collect(),
         start: spec.start,
     }
 }
 
-/// The source's memory, but no more than 2 GiB and half of what is free, and at least 256 MiB.
+/// The source's memory, but no more than 2 GiB and half of what is free.
 fn memory_mib(source_bytes: u64, available_bytes: u64) -> u64 {
-    (source_bytes / MIB).min(2048).min(available_bytes / 2 / MIB).max(256)
+    (source_bytes / MIB).min(2048).min(available_bytes / 2 / MIB)
+}
+
+/// UEFI firmware keeps so much for itself that a boot loader has no room for an initramfs in less.
+fn least_memory_mib(firmware: BootFirmware) -> u64 {
+    match firmware {
+        BootFirmware::Bios => 256,
+        BootFirmware::Uefi => 512,
+    }
 }
 
 /// Bytes that new programs may use without making others swap.
@@ -277,7 +285,8 @@ mod tests {
         assert_eq!(memory_mib(GIB, 64 * GIB), 1024);
         assert_eq!(memory_mib(64 * GIB, 64 * GIB), 2048);
         assert_eq!(memory_mib(64 * GIB, 2 * GIB), 1024);
-        assert_eq!(memory_mib(0, 0), 256);
+        assert_eq!(memory_mib(0, 0), 0);
+        assert!(least_memory_mib(BootFirmware::Uefi) > least_memory_mib(BootFirmware::Bios));
     }
 
     #[test]
