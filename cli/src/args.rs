@@ -53,11 +53,11 @@ pub(crate) enum Command {
     /// Launch test instances.
     Test(LaunchArgs),
     /// Mark a server as ready for cutover; its test instance is terminated.
-    Ready(OneArgs),
+    Ready(WaitArgs),
     /// Launch cutover instances.
     Cutover(LaunchArgs),
     /// Take back a test (to READY_FOR_TEST) or a cutover (to READY_FOR_CUTOVER).
-    Revert(OneArgs),
+    Revert(WaitArgs),
     /// End the migration of a server: its launched instance stays, everything else goes.
     Finalize(WaitArgs),
     /// Hide a server that was cut over or disconnected.

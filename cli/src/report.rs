@@ -6,6 +6,7 @@ use aws_sdk_mgn::types::{
 };
 use rehost_control::operations::ServerSettings;
 use rehost_model::settings::MigrationPolicy;
+use serde_json::Value;
 
 use crate::show::{Facts, Table, iso_duration, percent, size, time};
 
@@ -82,9 +83,11 @@ pub(crate) fn error(server: &SourceServer) -> Option<String> {
     })
 }
 
-/// Everything about a server.
-pub(crate) fn full(server: &SourceServer, own: Option<&ServerSettings>) -> String {
-    let mut text = facts(server).to_string();
+/// Everything about a server; `raw` is the same as the service told it, with what MGN's types have no place for.
+pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettings>) -> String {
+    let mut facts = facts(server);
+    facts.add("Reachable at", endpoints(raw));
+    let mut text = facts.to_string();
     let info = server.data_replication_info();
     if info.is_some_and(|i| !i.replicated_disks().is_empty()) {
         text.push_str(&format!("\nDISKS\n{}", disks(server)));
@@ -184,6 +187,13 @@ fn launched(server: &SourceServer) -> Option<String> {
     let boot = instance.first_boot().map_or("UNKNOWN", |b| b.as_str());
     let job = instance.job_id().unwrap_or("no job");
     Some(format!("{} (first boot {boot}, {job})", instance.ec2_instance_id()?))
+}
+
+/// Where ports of the launched instance are reached from the region's machine.
+fn endpoints(raw: &Value) -> String {
+    let endpoints = raw["launchedInstance"]["endpoints"].as_object().into_iter().flatten();
+    let shown: Vec<_> = endpoints.filter_map(|(port, at)| Some(format!("port {port}: {}", at.as_str()?))).collect();
+    shown.join(", ")
 }
 
 fn disks(server: &SourceServer) -> Table {

@@ -45,8 +45,9 @@ impl Region {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(REHOST);
-        let foreign = std::env::vars_os().map(|(name, _)| name).filter(|n| n.to_string_lossy().starts_with("AWS_"));
-        foreign.for_each(|name| drop(command.env_remove(name)));
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_")) {
+            command.env_remove(name);
+        }
         command.args(arguments).env("REHOST_HOME", self.home()).env("REHOST_PROGRAMS", self.programs());
         command
     }

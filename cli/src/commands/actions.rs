@@ -43,9 +43,19 @@ pub(super) async fn change(mgn: &Mgn, one: &OneArgs, change: Change, json: bool)
     out(format_args!("{id} is {state}{archived}\n"))
 }
 
+/// Changes the lifecycle state of one server; waits until the job that this may start is over, if asked to.
+pub(super) async fn mark(mgn: &Mgn, state: Mark, args: &WaitArgs, json: bool) -> Result<()> {
+    let id = mgn.resolve(&args.one.server).await?;
+    change(mgn, &OneArgs { server: id.clone() }, Change::Mark(state), json).await?;
+    if args.wait.wait {
+        wait::for_jobs_of(mgn, &id, args.wait.timeout).await?;
+    }
+    Ok(())
+}
+
 /// Takes back a test or a cutover.
-pub(super) async fn revert(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
-    let id = mgn.resolve(&one.server).await?;
+pub(super) async fn revert(mgn: &Mgn, args: &WaitArgs, json: bool) -> Result<()> {
+    let id = mgn.resolve(&args.one.server).await?;
     let server = mgn.server(&id).await?.value;
     let target = match server.life_cycle().and_then(|l| l.state()) {
         Some(LifeCycleState::CuttingOver) => Mark::ReadyForCutover,
@@ -55,7 +65,7 @@ pub(super) async fn revert(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
             bail!("{id} is {state}: there is no test or cutover to take back")
         }
     };
-    change(mgn, &OneArgs { server: id }, Change::Mark(target), json).await
+    mark(mgn, target, args, json).await
 }
 
 /// Ends the replication of a server, and waits until all that was made for it is gone if asked to.

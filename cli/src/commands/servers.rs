@@ -67,7 +67,7 @@ pub(super) async fn show(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
         }
         return out_json(&server.json);
     }
-    out(report::full(&server.value, settings.as_ref()))
+    out(report::full(&server.value, &server.json, settings.as_ref()))
 }
 
 /// Changes the settings of one server.

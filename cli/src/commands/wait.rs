@@ -73,6 +73,19 @@ pub(super) async fn for_job(mgn: &Mgn, id: &str, timeout: Duration, live: bool) 
     }
 }
 
+/// Waits until no job is at work on the server; fails if one of them fails.
+pub(super) async fn for_jobs_of(mgn: &Mgn, server: &str, timeout: Duration) -> Result<()> {
+    let at_work = |job: &&Job| {
+        let takes_part = job.participating_servers().iter().any(|p| p.source_server_id() == server);
+        takes_part && job.status() != Some(&JobStatus::Completed)
+    };
+    for job in mgn.jobs(None).await?.value.iter().filter(at_work) {
+        let over = for_job(mgn, job.job_id(), timeout, false).await?;
+        verdict(mgn, &over.value).await?;
+    }
+    Ok(())
+}
+
 /// Waits until nothing is left of the server's replication.
 pub(super) async fn for_disconnection(mgn: &Mgn, id: &str, timeout: Duration) -> Result<Shown<SourceServer>> {
     let mut patience = Patience::new(timeout);

@@ -59,7 +59,8 @@ fn everything_a_user_needs_is_shown() {
         bandwidth_throttling: Some(0),
         ..ServerSettings::default()
     };
-    let text = full(&server(DataReplicationState::Stalled, vec![disk(2 << 30, 1 << 30, 0)]), Some(&own));
+    let raw = serde_json::json!({"launchedInstance": {"endpoints": {"80": "127.0.0.1:40080"}}});
+    let text = full(&server(DataReplicationState::Stalled, vec![disk(2 << 30, 1 << 30, 0)]), &raw, Some(&own));
     for part in [
         "Server ",
         "web-1",
@@ -72,6 +73,7 @@ fn everything_a_user_needs_is_shown() {
         "http:80/",
         "Opens by itself  test",
         "no limit",
+        "port 80: 127.0.0.1:40080",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
@@ -79,5 +81,5 @@ fn everything_a_user_needs_is_shown() {
 
 #[test]
 fn nothing_is_said_of_what_is_not_known() {
-    assert_eq!(full(&SourceServer::builder().build(), None), "");
+    assert_eq!(full(&SourceServer::builder().build(), &Value::Null, None), "");
 }
