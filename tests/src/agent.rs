@@ -53,6 +53,7 @@ impl LocalAgent {
         let log = self.state.with_extension(format!("{}.log", self.starts));
         let mut command = Command::new(paths::binary("rehost-agent")?);
         command.arg("run").arg("--state-dir").arg(&self.state);
+        command.arg("--runtime-dir").arg(self.state.with_extension("run"));
         self.running = Some(Running::start(&mut command, &log)?);
         Ok(())
     }

@@ -46,8 +46,11 @@ impl Region {
         let log = folder.join("serve.log");
         let mut region = Self { home: folder.join("home"), port, log, starts: 0, serve: None };
         let listen = format!("127.0.0.1:{port}");
-        let advertise = hosts.iter().flat_map(|host| ["--advertise", host]);
-        let arguments: Vec<&str> = ["init", "--listen", listen.as_str()].into_iter().chain(advertise).collect();
+        // Not 1500, which may be in use on the machine of the test.
+        let replication = free_port()?.to_string();
+        let base = ["init", "--listen", listen.as_str(), "--replication-port", replication.as_str()];
+        let hosts = hosts.iter().flat_map(|host| ["--host", host]);
+        let arguments: Vec<&str> = base.into_iter().chain(hosts).collect();
         region.rehost(&arguments)?;
         region.serve()?;
         Ok(region)
@@ -143,7 +146,7 @@ impl Region {
             value.ok_or_else(|| Error::Unexpected(format!("rehost install-command --json has no {name}: {document}")))
         };
         Ok(InstallKey {
-            access_key_id: text("accessKeyID")?,
+            access_key_id: text("accessKeyId")?,
             secret_access_key: text("secretAccessKey")?,
             ca_fingerprint: text("caFingerprint")?,
         })

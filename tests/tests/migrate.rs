@@ -37,7 +37,7 @@ fn migrate(image: SmallLinux, firmware: Firmware) -> Result<()> {
 
     region.rehost(&["test", &id, "--wait"])?;
     assert_eq!(page(&region, &id)?, "first page\n");
-    region.rehost(&["ready", &id, "--wait"])?;
+    region.rehost(&["ready", &id])?;
     region.wait_server(&id, "the end of the test instance", PATIENCE, |s| s["launchedInstance"].is_null())?;
 
     // What is written after the test must be in the cutover: another disk with another page takes the place of the source.

@@ -169,7 +169,8 @@ fn test_launch(show: &Show, region: &Region, id: &str, probe: &str) -> Result<St
 
 fn cut_over(show: &Show, region: &Region, id: &str) -> Result<String> {
     let probe = probe_of(region, id)?;
-    region.rehost(&["ready", id, "--wait"])?;
+    region.rehost(&["ready", id])?;
+    region.wait_server(id, "the end of the test instance", PATIENCE, |server| server["launchedInstance"].is_null())?;
     show.step("ready for cutover: the test instance is gone; cutover from a fresh checkpoint");
     region.rehost(&["cutover", id, "--wait"])?;
     let answer = answer(region, id, &probe)?;

@@ -36,6 +36,7 @@ async fn clone_volumes(
     if context.work.volumes.len() == snapshots.len() {
         return Ok(context.work.volumes.clone());
     }
+    context.record(ports, Some((JobLogEvent::SnapshotEnd, context.event_data())), |_| {}).await?;
     let mut volumes = Vec::new();
     for (index, (snapshot, disk)) in snapshots.iter().zip(&context.server.internal.staging).enumerate() {
         let token = ClientToken::derive(&[job.as_str(), server.as_str(), "disk", &index.to_string()]);
