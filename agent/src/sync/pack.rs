@@ -9,8 +9,10 @@ use std::time::Duration;
 
 /// Bytes a second that leave a core enough time to pack: about 1 Gbit/s.
 const SLOW_LINK: f64 = 120e6;
-/// A decision is taken over this many bytes on the wire.
-const SAMPLE_BYTES: usize = 4 << 20;
+/// The link is measured over this many bytes on the wire.
+const SAMPLE_BYTES: usize = 2 << 20;
+/// So many slow samples in a row make a slow link: one alone is a busy machine, or a replicator that flushes.
+const SLOW_SAMPLES: u32 = 4;
 /// The part of a block that is tried first.
 const TRIAL: usize = 16 * 1024;
 const LEVEL: i32 = 1;
@@ -20,6 +22,7 @@ pub(super) struct Packer {
     zstd: Option<zstd::bulk::Compressor<'static>>,
     packed: Vec<u8>,
     active: bool,
+    slow_samples: u32,
     wire_bytes: usize,
     sending: Duration,
     packing: Duration,
@@ -31,6 +34,7 @@ impl Packer {
             zstd: None,
             packed: Vec::new(),
             active: false,
+            slow_samples: 0,
             wire_bytes: 0,
             sending: Duration::ZERO,
             packing: Duration::ZERO,
@@ -75,7 +79,8 @@ impl Packer {
     fn decide(&mut self) {
         let seconds = self.sending.as_secs_f64();
         let slow = SLOW_LINK * seconds > self.wire_bytes as f64;
-        self.active = slow && self.packing <= 2 * self.sending;
+        self.slow_samples = if slow { self.slow_samples.saturating_add(1) } else { 0 };
+        self.active = self.slow_samples >= SLOW_SAMPLES && self.packing <= 2 * self.sending;
         (self.wire_bytes, self.sending, self.packing) = (0, Duration::ZERO, Duration::ZERO);
     }
 }
@@ -96,7 +101,7 @@ mod tests {
 
     fn slow() -> Packer {
         let mut packer = Packer::new();
-        packer.sent(SAMPLE_BYTES, Duration::from_secs(1));
+        (0..SLOW_SAMPLES).for_each(|_| packer.sent(SAMPLE_BYTES, Duration::from_secs(1)));
         packer
     }
 
@@ -121,6 +126,16 @@ mod tests {
         let mut packer = slow();
         let packed = packer.pack(&text).unwrap();
         assert_eq!(zstd::bulk::decompress(packed, text.len()).unwrap(), text);
+    }
+
+    #[test]
+    fn a_moment_of_slowness_is_no_slow_link() {
+        let mut packer = Packer::new();
+        for _ in 0..10 {
+            (1..SLOW_SAMPLES).for_each(|_| packer.sent(SAMPLE_BYTES, Duration::from_secs(1)));
+            assert!(!packer.active);
+            packer.sent(SAMPLE_BYTES, Duration::from_millis(1));
+        }
     }
 
     #[test]
