@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rehost_model::link::{AgentPhase, ReportedError};
@@ -89,14 +89,11 @@ impl StatusFile {
 }
 
 impl AgentStatus {
-    /// Whether the daemon that wrote this is alive.
+    /// Whether the daemon that wrote this is alive. A process that ended has no program any more, even before it is reaped.
     #[must_use]
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        let same_owner = || {
-            let process = fs::metadata(format!("/proc/{}", self.process_id)).ok()?;
-            Some(process.uid() == fs::metadata("/proc/self").ok()?.uid())
-        };
-        now.ms_since(self.updated) < STALE_MS && same_owner().is_some()
+        let program = fs::read_link(format!("/proc/{}/exe", self.process_id));
+        now.ms_since(self.updated) < STALE_MS && program.is_ok()
     }
 
     /// As lines for people.
