@@ -53,13 +53,13 @@ async fn call(region: &Region, path: &str, body: Value) -> Answer {
     send(region, signed(region, ADMIN_KEY, path, body.to_string().as_bytes())).await
 }
 
-fn csr() -> (rcgen::KeyPair, String) {
+pub(crate) fn csr() -> (rcgen::KeyPair, String) {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let request = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
     (key, request.pem().unwrap())
 }
 
-fn enrolment(csr: &str) -> Value {
+pub(crate) fn enrolment(csr: &str) -> Value {
     json!({
         "csr": csr,
         "properties": {"identificationHints": {"hostname": "web-1"}},
@@ -223,7 +223,7 @@ async fn settings_are_changed_and_read_back() {
     assert_eq!(read.body["settings"]["policy"]["autoTest"], true);
 }
 
-fn report() -> Vec<u8> {
+pub(crate) fn report() -> Vec<u8> {
     let report = AgentReport {
         agent_version: "0.1.0".to_owned(),
         phase: Default::default(),
@@ -293,7 +293,7 @@ async fn an_agents_certificate_is_no_replicators_and_a_wrong_token_enrols_nobody
     assert!(answer.status.is_client_error(), "{}", answer.body);
 }
 
-fn der(pem: &str) -> Vec<u8> {
+pub(crate) fn der(pem: &str) -> Vec<u8> {
     use rustls::pki_types::pem::PemObject;
     rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec()
 }

@@ -1,5 +1,8 @@
 use std::net::Ipv4Addr;
 
+use rehost_link::control_client::{ControlClient, Proof, Trust};
+use rehost_link::signature::RequestSigner;
+use rehost_model::link::{AGENT_POLL_PATH, AgentDirective, ENROL_PATH, EnrolResponse};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -8,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
 use super::*;
-use crate::fake::Region;
+use crate::fake::{ENROL_KEY, Region};
 
 const REQUEST: &[u8] = b"POST /DescribeJobs HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
 
@@ -135,4 +138,33 @@ async fn certificates_are_replaced_in_time() {
     let second = identity.acceptor(region.now()).unwrap();
     assert!(!Arc::ptr_eq(first.config(), second.config()));
     assert!(Arc::ptr_eq(second.config(), identity.acceptor(region.now()).unwrap().config()));
+}
+
+#[tokio::test]
+async fn the_agents_own_client_enrols_and_polls() {
+    let service = Service::start().await;
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    service.region.clock.advance_ms(i64::try_from(wall.as_millis()).unwrap() - service.region.now().unix_ms());
+    let trust = Trust::Fingerprint(service.region.authority.fingerprint().parse().unwrap());
+    let client = ControlClient::new(format!("https://{}", service.address).parse().unwrap(), &trust).unwrap();
+    let access_key = |id: &str| rehost_link::sigv4::AccessKey {
+        id: id.to_owned(),
+        secret: zeroize::Zeroizing::new(ENROL_KEY.1.to_owned()),
+        session_token: None,
+    };
+    let (key, csr) = crate::tests::csr();
+    let request = crate::tests::enrolment(&csr);
+    let stranger = access_key("AKIANOBODY");
+    let refused = Proof::AccessKey { key: &stranger, region: "local" };
+    let error = client.post::<_, EnrolResponse>(ENROL_PATH, &request, &refused).await.err().unwrap();
+    assert!(error.is_denied() && error.to_string().contains("AKIANOBODY"), "{error}");
+    let installation = access_key(ENROL_KEY.0);
+    let proof = Proof::AccessKey { key: &installation, region: "local" };
+    let enrolled: EnrolResponse = client.post(ENROL_PATH, &request, &proof).await.unwrap();
+    let certificate = crate::tests::der(&enrolled.issued.certificate);
+    let signer = RequestSigner::new(&certificate, &key.serialize_der()).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&crate::tests::report()).unwrap();
+    let signed = Proof::Certificate(&signer);
+    let directive: AgentDirective = client.post(AGENT_POLL_PATH, &report, &signed).await.unwrap();
+    assert_eq!(directive.command, rehost_model::link::AgentCommand::Wait);
 }
