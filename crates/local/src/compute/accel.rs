@@ -1,10 +1,8 @@
 //! Whether this host can run machines with KVM: decided by booting a kernel, since `/dev/kvm` may open and yet not work.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use rehost_control::ports::PortResult;
 use serde::{Deserialize, Serialize};
@@ -21,7 +19,7 @@ pub enum Accelerator {
 }
 
 /// A kernel that works is at its panic (there is no root file system) within a second.
-const PROBE_LIMIT: Duration = Duration::from_secs(20);
+const PROBE_LIMIT_SECONDS: &str = "20";
 
 /// What a kernel says which has come through its whole initialisation, and found no root file system.
 const REACHED: &str = "Unable to mount root fs";
@@ -64,47 +62,20 @@ fn host_kernel() -> Option<PathBuf> {
 
 /// Boots the kernel; the error says how far it came.
 fn boots(accelerator: Accelerator, kernel: &Path) -> Result<(), String> {
-    let mut child = Command::new(qemu::PROGRAM)
+    // A machine that hangs is ended even if this process is killed meanwhile.
+    let output = Command::new("timeout")
+        .args(["--signal=KILL", PROBE_LIMIT_SECONDS, qemu::PROGRAM])
         .args(qemu::probe_arguments(accelerator, kernel))
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("{} cannot be started: {e}", qemu::PROGRAM))?;
-    let console = collect(child.stdout.take());
-    let complaints = collect(child.stderr.take());
-    let in_time = wait(&mut child);
-    let console = console.join().unwrap_or_default();
-    let complaints = complaints.join().unwrap_or_default();
+        .output()
+        .map_err(|e| format!("`timeout` cannot be started: {e}"))?;
+    let console = String::from_utf8_lossy(&output.stdout);
     if console.contains(REACHED) {
         return Ok(());
     }
+    let complaints = String::from_utf8_lossy(&output.stderr);
     let last = complaints.lines().last().or(console.lines().last()).unwrap_or("it printed nothing");
-    let how = if in_time { "ended" } else { "hung" };
-    Err(format!("a machine with KVM {how}: {last}"))
-}
-
-fn collect(stream: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was read before an error is as good as anything.
-        let _ = stream.map(|stream| stream.take(1 << 20).read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-/// Waits for the end and kills what takes too long: then `false`.
-fn wait(child: &mut Child) -> bool {
-    let began = Instant::now();
-    while began.elapsed() < PROBE_LIMIT {
-        if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let _ = child.kill();
-    let _ = child.wait();
-    false
+    Err(format!("a machine with KVM does not boot a kernel within {PROBE_LIMIT_SECONDS} s: {last}"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use rehost_model::conversion::{
 use rehost_model::launch::BootMode;
 use rehost_model::link::BootFirmware;
 
-use super::contract_tests::{tags, token, volume};
+use super::contract_tests::{tags, token};
 use super::machine::Life;
 use super::tests::{Region, copy_of};
 use super::*;
@@ -214,4 +214,20 @@ fn a_disk_without_a_server_is_reported() {
     let report = convert(&region, &disk, BootMode::LegacyBios);
     assert!(!report.outcome.is_launchable(), "{report:?}");
     assert!(report.failure().is_some(), "{report:?}");
+}
+
+#[test]
+fn the_accelerator_is_decided_once_and_works() {
+    let mut region =
+        Region::with(|config| LocalComputeConfig { accelerator: None, conversion_cache: default_cache(), ..config });
+    region.engine.prepare_assets().unwrap();
+    let chosen = region.engine.accelerator().unwrap();
+    region.reopen();
+    let began = Instant::now();
+    assert_eq!(region.engine.accelerator().unwrap(), chosen);
+    assert!(began.elapsed() < Duration::from_secs(1), "it is known from the first time");
+    let disk = region.volume("disk", 1 << 20);
+    let id = region.engine.run_instance(&copy_of(&[disk]), &token(&["run"])).unwrap();
+    assert_eq!(region.engine.instance(&id).unwrap().unwrap().state, InstanceState::Running);
+    eprintln!("{chosen:?}: {:?}", fs::read_to_string(region.engine.layout.cache().join("accel.json")));
 }
