@@ -201,7 +201,7 @@ impl SetUp<'_> {
         }
         uninstall::tell_control_plane(settings, identity, say).await;
         let removed = [
-            self.layout.remove_unit().map_err(|e| e.to_string()),
+            self.layout.remove_unit().map(|_| ()).map_err(|e| e.to_string()),
             self.layout.remove_binary().map_err(|e| e.to_string()),
             uninstall::remove_state(self.state).map_err(|e| e.to_string()),
         ];

@@ -78,13 +78,13 @@ impl ServiceLayout {
         self.systemctl(&["restart", UNIT])
     }
 
-    /// Stops the unit and removes it; what is not there is no error.
+    /// Stops the unit and removes it; `false` when there was none.
     ///
     /// # Errors
     /// [`ServiceError`].
-    pub fn remove_unit(&self) -> Result<(), ServiceError> {
+    pub fn remove_unit(&self) -> Result<bool, ServiceError> {
         if !self.unit.exists() {
-            return Ok(());
+            return Ok(false);
         }
         if self.is_managed() {
             self.systemctl(&["disable", "--now", UNIT])?;
@@ -93,7 +93,7 @@ impl ServiceLayout {
         if self.is_managed() {
             self.systemctl(&["daemon-reload"])?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Removes the binary; it may be gone already.
@@ -192,8 +192,7 @@ pub(crate) mod tests {
         assert!(unit.contains(&start) && !unit.contains('{'), "{unit}");
         layout.disable(&state).unwrap();
         layout.disable(&StateDir::new("/somewhere/else")).unwrap();
-        layout.remove_unit().unwrap();
-        layout.remove_unit().unwrap();
+        assert!(layout.remove_unit().unwrap() && !layout.remove_unit().unwrap());
         layout.remove_binary().unwrap();
         assert!(!layout.unit.exists() && !layout.binary.exists());
         let calls = fs::read_to_string(directory.path().join("calls")).unwrap();

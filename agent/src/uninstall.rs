@@ -56,9 +56,8 @@ pub async fn uninstall(
         return Err(UninstallError::NotRoot);
     }
     let state = StateDir::new(&options.state_dir);
-    if !options.no_service {
-        // First, so that the daemon does not contradict what the control plane is told next.
-        layout.remove_unit()?;
+    // First, so that the daemon does not contradict what the control plane is told next.
+    if !options.no_service && layout.remove_unit()? {
         say("service stopped and removed");
     }
     match installed(&state) {

@@ -42,7 +42,7 @@ pub struct InstallArgs {
     /// Where the control plane is: https://HOST[:PORT]
     #[arg(long, env = "REHOST_ENDPOINT", value_name = "URL")]
     pub endpoint: Option<String>,
-    /// Enrol only; replication is started later, through the API
+    /// Enrol, and do not replicate
     #[arg(long)]
     pub no_replication: bool,
     /// Fingerprint of the region's private authority, sha256:HEX, as `rehost init` shows it

@@ -104,9 +104,10 @@ impl Journal {
         let rescan = progress.phase == AgentPhase::Rescan;
         let (done, total) =
             totals(&progress.disks, |d| if rescan { d.rescanned_storage_bytes } else { d.replicated_storage_bytes });
+        // Each of these may draw: the words first, so that no old word stands beside a new number.
+        bar.set_message(format!("{}{}", text::phase(progress.phase), pace(progress, done, total)));
         bar.set_length(total);
         bar.set_position(done.min(total));
-        bar.set_message(format!("{}{}", text::phase(progress.phase), pace(progress, done, total)));
     }
 
     fn print(&self, line: &str) {
