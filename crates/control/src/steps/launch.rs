@@ -71,7 +71,8 @@ pub(super) fn conversion_request(ports: &Ports, server: &SourceServer, volumes: 
     };
     let disk = |(volume, disk): (&VolumeId, &StagingDisk)| RequestedDisk {
         serial: volume.nvme_serial(),
-        source_device: Some(disk.device_name.clone()),
+        // An image file says nothing of what the server itself calls the disk; then the order counts.
+        source_device: Some(disk.device_name.clone()).filter(|name| name.starts_with("/dev/")),
     };
     let disks = volumes.iter().zip(&server.internal.staging).map(disk).collect();
     ConversionRequest::new(target, boot_mode, disks)
