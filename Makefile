@@ -27,7 +27,7 @@ build: ## Builds the command, the agent, the replicator and the converter (relea
 demo: ## Migrates a running Debian server, from the agent's installation to the archive
 	scripts/install-deps build demo
 	cargo build --release $(PRODUCT) -p rehost-tests --bins
-	$(RELEASE)/demo $(if $(DISK),--disk '$(DISK)') $(if $(PROBE),--probe '$(PROBE)')
+	DISK='$(DISK)' PROBE='$(PROBE)' $(RELEASE)/demo
 
 test: ## Unit, property, contract, fault and end-to-end tests
 	scripts/install-deps build test

@@ -14,8 +14,8 @@ use rehost_link::identity::{Identity, IdentityError, PrivateKey, StateDir};
 use rehost_link::signature::RequestSigner;
 use rehost_link::transport::{ServerTls, TlsIdentity, TransportError};
 use rehost_model::link::{
-    IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_POLL_PATH, ReplicatorDirective, ReplicatorEnrolRequest,
-    ReplicatorReport,
+    IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_POLL_PATH, REPLICATOR_RENEW_PATH, RenewRequest,
+    ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
 };
 use rehost_model::replicator::Assignment;
 use tokio::time::sleep;
@@ -130,8 +130,7 @@ fn tls(identity: &Identity) -> Result<ServerTls, TransportError> {
     ServerTls::new(TlsIdentity::from_pem(identity.certificate_pem(), identity.key_pem(), identity.ca_pem())?)
 }
 
-struct Service<'a> {
-    config: &'a ReplicatorConfig,
+struct Service {
     state: StateDir,
     identity: Identity,
     signer: RequestSigner,
@@ -143,8 +142,8 @@ struct Service<'a> {
     failures: u32,
 }
 
-impl<'a> Service<'a> {
-    fn start(config: &'a ReplicatorConfig, state: StateDir, identity: Identity) -> Result<Self, ServiceError> {
+impl Service {
+    fn start(config: &ReplicatorConfig, state: StateDir, identity: Identity) -> Result<Self, ServiceError> {
         let volumes = StateDir::new(config.state_dir.join("volumes"));
         volumes.create()?;
         let sidecars = volumes.path().to_owned();
@@ -154,7 +153,6 @@ impl<'a> Service<'a> {
             ..EngineConfig::new(config.listen, tls(&identity)?)
         })?;
         Ok(Self {
-            config,
             signer: identity.signer()?,
             client: ControlClient::new(config.endpoint.clone(), &Trust::Authority(identity.ca().clone()))?,
             state,
@@ -236,7 +234,15 @@ impl<'a> Service<'a> {
     }
 
     async fn renew(&mut self) -> Result<(), ServiceError> {
-        let identity = enrol(self.config, &self.state).await?;
+        let kept = self.state.key()?;
+        let key =
+            kept.ok_or_else(|| IdentityError::Key("the key is gone; replace the replication server".to_owned()))?;
+        let request = RenewRequest { csr: key.signing_request()? };
+        let proof = Proof::Certificate(&self.signer);
+        let renewed: Result<IssuedCertificate, _> = self.client.post(REPLICATOR_RENEW_PATH, &request, &proof).await;
+        let identity = Identity::new(&key, &renewed?)?;
+        self.state.save(&identity)?;
+        tracing::info!(until = %identity.not_after(), "the certificate was renewed");
         self.engine.set_tls(tls(&identity)?);
         self.signer = identity.signer()?;
         self.identity = identity;

@@ -52,6 +52,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/DescribeJobLogItems", post(mgn::describe_job_log_items))
         .route(link::ENROL_PATH, post(own::enrol))
         .route(link::AGENT_POLL_PATH, post(own::agent_poll))
+        .route(link::REPLICATOR_RENEW_PATH, post(own::replicator_renew))
         .route(link::AGENT_RENEW_PATH, post(own::agent_renew))
         .route(link::REPLICATOR_ENROL_PATH, post(own::replicator_enrol))
         .route(link::REPLICATOR_POLL_PATH, post(own::replicator_poll))

@@ -44,6 +44,13 @@ pub(crate) async fn replicator_enrol(
     Ok(Json(link::replicator_enrol(&state.ports, &request).await?))
 }
 
+pub(crate) async fn replicator_renew(
+    State(state): State<ApiState>,
+    Certified { identity, body }: Certified<RenewRequest>,
+) -> Answer<IssuedCertificate> {
+    Ok(Json(link::replicator_renew(&state.ports, &identity, &body).await?))
+}
+
 pub(crate) async fn replicator_poll(
     State(state): State<ApiState>,
     Certified { identity, body }: Certified<ReplicatorReport>,

@@ -214,7 +214,7 @@ pub async fn agent_poll(
     let id = agent_of(identity)?;
     let now = ports.clock.now();
     let (server, ()) = repo::update_server(ports, &id, |server| {
-        use_certificate(server, &identity.serial)?;
+        from_serial_on(&mut server.internal.certificate_serials, &identity.serial)?;
         record_agent_report(server, report, now);
         Ok::<_, OperationError>(())
     })
@@ -225,15 +225,14 @@ pub async fn agent_poll(
     directive(ports, &server, identity).await
 }
 
-/// The server's certificate list from the one in use on: a new one that was used makes the older ones invalid.
-fn use_certificate(server: &mut SourceServer, serial: &str) -> LinkResult<()> {
-    let serials = &mut server.internal.certificate_serials;
+/// Checks a certificate against those that its holder may use; a new one that is used makes the older ones invalid.
+fn from_serial_on(serials: &mut Vec<String>, serial: &str) -> PortResult<()> {
     match serials.iter().position(|s| s == serial) {
         Some(position) => {
             serials.drain(..position);
             Ok(())
         }
-        None => Err(denied("the certificate was replaced or withdrawn; install the agent again")),
+        None => Err(PortError::new(PortErrorKind::Denied, "the certificate was replaced or withdrawn; enrol again")),
     }
 }
 
@@ -278,9 +277,13 @@ fn replication_error(error: &ReportedError) -> DataReplicationError {
     let kind = match error.code.as_str() {
         "NotConverging" => DataReplicationErrorString::NotConverging,
         "ReplicatorUnreachable" => DataReplicationErrorString::FailedToConnectAgentToReplicationServer,
-        "DiskVanished" | "DiskShrunk" | "SizeMismatch" => DataReplicationErrorString::UnsupportedVmConfiguration,
-        "NotAuthorised" => DataReplicationErrorString::FailedToPairReplicationServerWithAgent,
-        "NoSpace" | "Io" => DataReplicationErrorString::FailedToStartDataTransfer,
+        "DiskVanished" | "DiskResized" | "DiskUnreadable" | "SizeMismatch" => {
+            DataReplicationErrorString::UnsupportedVmConfiguration
+        }
+        "NotAuthorised" | "CertificateRefused" | "UnknownVolume" => {
+            DataReplicationErrorString::FailedToPairReplicationServerWithAgent
+        }
+        "NoSpace" | "VolumeFailed" => DataReplicationErrorString::FailedToStartDataTransfer,
         _ => DataReplicationErrorString::UnstableNetwork,
     };
     DataReplicationError { error: kind, raw_error: format!("{}: {}", error.code, error.message) }
@@ -339,7 +342,7 @@ pub async fn agent_renew(
     let subject = Subject::Agent { server: id.clone(), volumes: volumes.clone() };
     let issued = issue(ports, &authority, &request.csr, &subject)?;
     repo::update_server(ports, &id, |server| {
-        use_certificate(server, &identity.serial)?;
+        from_serial_on(&mut server.internal.certificate_serials, &identity.serial)?;
         server.internal.certificate_serials.push(issued.serial_hex.clone());
         server.internal.paired_volumes.clone_from(&volumes);
         Ok::<_, OperationError>(())
@@ -358,15 +361,35 @@ pub async fn replicator_enrol(ports: &Ports, request: &ReplicatorEnrolRequest) -
     let issued = issue(ports, &authority, &request.csr, &subject)?;
     let token_sha256 = hex(&Sha256::digest(request.token.as_bytes()));
     let enrolled = repo::update_replicator(ports, &request.replicator, |replicator| {
-        // A token serves again until the certificate it gave was used: its answer may have been lost.
-        let usable = replicator.last_seen.is_none() || replicator.certificate_serial.is_none();
-        if !usable || replicator.enrol_token_sha256 != token_sha256 {
+        // A token serves again until a certificate was used: its answer may have been lost.
+        if replicator.last_seen.is_some() || replicator.enrol_token_sha256 != token_sha256 {
             return Err(PortError::new(PortErrorKind::Denied, "the replication server's token is wrong or was used"));
         }
-        replicator.certificate_serial = Some(issued.serial_hex.clone());
+        replicator.certificate_serials.push(issued.serial_hex.clone());
         Ok(())
     });
     enrolled.await?;
+    Ok(certificates(&authority, issued))
+}
+
+/// A new certificate for a replication server, before the old one ends.
+///
+/// # Errors
+/// `Denied` for a certificate that is not the replication server's; `Validation` for an unusable CSR.
+pub async fn replicator_renew(
+    ports: &Ports,
+    identity: &CertificateIdentity,
+    request: &RenewRequest,
+) -> LinkResult<IssuedCertificate> {
+    let id = replicator_of(identity)?;
+    let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
+    let issued = issue(ports, &authority, &request.csr, &Subject::Replicator { id: id.clone() })?;
+    repo::update_replicator(ports, &id, |replicator| {
+        from_serial_on(&mut replicator.certificate_serials, &identity.serial)?;
+        replicator.certificate_serials.push(issued.serial_hex.clone());
+        Ok(())
+    })
+    .await?;
     Ok(certificates(&authority, issued))
 }
 
@@ -379,13 +402,11 @@ pub async fn replicator_poll(
     identity: &CertificateIdentity,
     report: &ReplicatorReport,
 ) -> LinkResult<ReplicatorDirective> {
-    let id = identity.replicator.clone().ok_or_else(|| denied("the certificate is not a replication server's"))?;
+    let id = replicator_of(identity)?;
     let now = ports.clock.now();
     let addresses: Vec<_> = ports.replicator_hosts.iter().map(|host| format!("{host}:{}", report.port)).collect();
     let (replicator, ()) = repo::update_replicator(ports, &id, |replicator| {
-        if replicator.certificate_serial.as_ref() != Some(&identity.serial) {
-            return Err(PortError::new(PortErrorKind::Denied, "the certificate was replaced or withdrawn"));
-        }
+        from_serial_on(&mut replicator.certificate_serials, &identity.serial)?;
         replicator.last_seen = Some(now);
         replicator.addresses.clone_from(&addresses);
         Ok(())
@@ -441,6 +462,10 @@ async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> L
 
 fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {
     identity.server.clone().ok_or_else(|| denied("the certificate is not an agent's"))
+}
+
+fn replicator_of(identity: &CertificateIdentity) -> LinkResult<ReplicatorId> {
+    identity.replicator.clone().ok_or_else(|| denied("the certificate is not a replication server's"))
 }
 
 fn issue(ports: &Ports, authority: &Authority, csr: &str, subject: &Subject) -> LinkResult<Issued> {

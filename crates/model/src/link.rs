@@ -17,6 +17,8 @@ pub const AGENT_POLL_PATH: &str = "/rehost/v1/agent/poll";
 pub const AGENT_RENEW_PATH: &str = "/rehost/v1/agent/renew";
 /// Path of [`ReplicatorEnrolRequest`]; carries a one-time token.
 pub const REPLICATOR_ENROL_PATH: &str = "/rehost/v1/replicator/enrol";
+/// Path of [`RenewRequest`] for a replicator; signed with the replicator's certificate.
+pub const REPLICATOR_RENEW_PATH: &str = "/rehost/v1/replicator/renew";
 /// Path of [`ReplicatorReport`]; signed with the replicator's certificate.
 pub const REPLICATOR_POLL_PATH: &str = "/rehost/v1/replicator/poll";
 

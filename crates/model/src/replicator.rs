@@ -17,8 +17,9 @@ pub struct ReplicationServer {
     pub enrol_token_sha256: String,
     /// The token, sealed (hex), for the launch of the machine.
     pub enrol_token_sealed: String,
-    /// Serial number (hex) of its certificate; none until it has enrolled.
-    pub certificate_serial: Option<String>,
+    /// Serial numbers (hex) of the certificates that it may use, oldest first; none until it has enrolled. As with agents, a
+    /// new one makes the older ones invalid when it is used.
+    pub certificate_serials: Vec<String>,
     pub last_seen: Option<Timestamp>,
     /// Addresses (`host:port`) under which agents reach it.
     pub addresses: Vec<String>,
@@ -67,7 +68,7 @@ mod tests {
             dedicated,
             enrol_token_sha256: String::new(),
             enrol_token_sealed: String::new(),
-            certificate_serial: None,
+            certificate_serials: vec![],
             last_seen: None,
             addresses: vec![],
             assignments: (0..assigned).map(|_| assignment()).collect(),

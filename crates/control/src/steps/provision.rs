@@ -171,7 +171,7 @@ async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationSer
         id,
         instance: None,
         dedicated,
-        certificate_serial: None,
+        certificate_serials: Vec::new(),
         last_seen: None,
         addresses: Vec::new(),
         assignments: Vec::new(),

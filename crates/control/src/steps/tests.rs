@@ -134,7 +134,7 @@ impl Source {
         if !self.replicators.contains_key(id.as_str()) {
             let request = ReplicatorEnrolRequest { replicator: id.clone(), token, csr: csr() };
             link::replicator_enrol(&self.ports, &request).await.unwrap();
-            let serial = self.item::<ReplicationServer>(id.as_str()).certificate_serial.unwrap();
+            let serial = self.item::<ReplicationServer>(id.as_str()).certificate_serials[0].clone();
             let identity = CertificateIdentity { serial, server: None, replicator: Some(id.clone()), volumes: vec![] };
             self.replicators.insert(id.to_string(), identity);
         }
