@@ -18,6 +18,7 @@
 
 pub mod accelerator;
 pub mod agent;
+pub mod disk;
 pub mod error;
 pub mod forward;
 pub mod guest;
@@ -32,6 +33,7 @@ pub mod random;
 pub mod region;
 pub mod ssh;
 pub mod sweep;
+pub mod tmpfs;
 pub mod workspace;
 
 pub use accelerator::Accelerator;
@@ -45,4 +47,5 @@ pub use net::{Answer, free_port, http_get, wait_http};
 pub use process::Running;
 pub use region::Region;
 pub use ssh::{Key, Ssh};
+pub use tmpfs::Tmpfs;
 pub use workspace::Workspace;

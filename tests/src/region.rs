@@ -207,6 +207,40 @@ impl Region {
         Ok(found)
     }
 
+    /// The images of volumes: those of the staging area, and of launched copies if there are some.
+    ///
+    /// # Errors
+    /// When the home cannot be read.
+    pub fn volumes(&self) -> Result<Vec<PathBuf>> {
+        let mut found = self.leftovers()?;
+        found
+            .retain(|path| path.extension().is_some_and(|e| e == "img") && path.starts_with(self.home.join("volumes")));
+        Ok(found)
+    }
+
+    /// Where the region's only replication server listens, once there is one.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when none appears within `limit`.
+    pub fn wait_replication_port(&self, limit: Duration) -> Result<u16> {
+        let folder = self.home.join("replicators");
+        let started = Instant::now();
+        while started.elapsed() < limit {
+            let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+            let ports = entries.filter_map(|entry| {
+                let config = std::fs::read(entry.path().join("config.json")).ok()?;
+                let config: Value = serde_json::from_slice(&config).ok()?;
+                config["listen"].as_str()?.rsplit(':').next()?.parse().ok()
+            });
+            if let Some(port) = ports.last() {
+                return Ok(port);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let what = "a replication server".to_owned();
+        Err(Error::Timeout { what, after: limit, seen: format!("none in {}", folder.display()) })
+    }
+
     /// Processes of the region other than its service.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
