@@ -241,7 +241,9 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
     server.internal.agent_version = Some(report.agent_version.clone());
     server.internal.agent_stopped = report.phase == AgentPhase::Stopped;
     let info = &mut server.data_replication_info;
-    if !info.data_replication_state.is_active() || info.data_replication_state == DataReplicationState::Initiating {
+    // Until the initiation is over the state is its own, and so is its error: an agent without trouble must not hide it.
+    let initiating = info.data_replication_initiation.as_ref().is_some_and(|i| i.current().is_some());
+    if initiating || !info.data_replication_state.is_active() {
         if let (Some(error), DataReplicationState::Initiating) = (&report.error, info.data_replication_state) {
             info.data_replication_error = Some(replication_error(error));
         }

@@ -342,6 +342,27 @@ async fn a_failed_conversion_leaves_nothing_and_the_state_before_the_call() {
 }
 
 #[tokio::test]
+async fn a_failed_initiation_step_stays_visible_until_it_succeeds() {
+    let mut source = Source::enrol().await;
+    let mut state = source.drive("register", source.migrate_input()).await.unwrap();
+    for n in 0.. {
+        source.fake.fail_call(n, false);
+        state = run(&source.ports, "provision", state.clone()).await.unwrap_or(state);
+        source.fake.fail_call(usize::MAX, false);
+        if source.server().data_replication_info.data_replication_state == DataReplicationState::Stalled {
+            break;
+        }
+        source.poll_replicator().await;
+    }
+    source.poll_agent().await;
+    let info = source.server().data_replication_info;
+    assert_eq!(info.data_replication_state, DataReplicationState::Stalled);
+    assert!(info.data_replication_error.is_some(), "the agent, which has no trouble, hid that of the initiation");
+    source.drive("provision", state).await.unwrap();
+    assert_eq!(source.server().data_replication_info.data_replication_error, None);
+}
+
+#[tokio::test]
 async fn a_cutover_that_does_not_answer_rolls_back() {
     let mut source = Source::enrol().await;
     source.reach_ready_for_test().await;
