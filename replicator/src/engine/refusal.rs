@@ -18,14 +18,19 @@ impl Refusal {
 
     /// A failed operation on a file; a file system without room is told from one that is broken.
     pub(super) fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
-        let path = path.display();
         match error.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => Self::new(
-                ErrorCode::NoSpace,
-                format!("no space left for {path} ({error}): make room, and replication goes on by itself"),
-            ),
-            _ => Self::new(ErrorCode::Io, format!("{doing} {path} failed: {error}")),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                Self::no_space(path, &error.to_string())
+            }
+            _ => Self::new(ErrorCode::Io, format!("{doing} {} failed: {error}", path.display())),
         }
+    }
+
+    /// The file system of `path` has no room for it.
+    pub(super) fn no_space(path: &Path, why: &str) -> Self {
+        let path = path.display();
+        let message = format!("no space left for {path} ({why}): make room, and replication goes on by itself");
+        Self::new(ErrorCode::NoSpace, message)
     }
 
     /// Its stable name in reports.

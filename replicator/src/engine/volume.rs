@@ -11,7 +11,7 @@ use std::{
 use rehost_model::replicator::Assignment;
 use rehost_protocol::{ByteCount, ByteOffset, ErrorCode, is_zero};
 use rustix::{
-    fs::{FallocateFlags, SeekFrom as SparseSeek, fallocate, seek},
+    fs::{FallocateFlags, SeekFrom as SparseSeek, fallocate, fstatvfs, seek},
     io::Errno,
 };
 
@@ -19,6 +19,11 @@ use super::refusal::Refusal;
 
 /// How much is read or written at a time.
 const STEP: usize = 1 << 20;
+
+/// What a volume in a file leaves free on its file system: who keeps records beside it must still be able to say that it is
+/// full. Of a small file system, one part in [`RESERVE_PART`].
+const RESERVE_BYTES: u64 = 64 << 20;
+const RESERVE_PART: u64 = 8;
 
 /// An open volume; its session writes, its committer flushes.
 pub(super) struct Volume {
@@ -60,6 +65,7 @@ impl Volume {
     /// Writes within the page cache.
     pub(super) fn write(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), Refusal> {
         let (offset, _) = self.range(offset, ByteCount(bytes.len() as u64))?;
+        self.check_room()?;
         self.changed("writing", self.file.write_all_at(bytes, offset))
     }
 
@@ -98,6 +104,21 @@ impl Volume {
             // A file system that knows no holes.
             Err(_) => offset,
         }
+    }
+
+    /// Whether the file may grow. Asked also where it would not have to: which of its blocks it has is not worth finding out.
+    fn check_room(&self) -> Result<(), Refusal> {
+        if self.is_device {
+            return Ok(());
+        }
+        let room =
+            fstatvfs(&self.file).map_err(|error| Refusal::io("asking for the room of", &self.path, &error.into()))?;
+        let (total, free) = (room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize);
+        if free >= reserve(total) {
+            return Ok(());
+        }
+        let left = format!("{} MiB are left, and those are kept for the records beside it", free >> 20);
+        Err(Refusal::no_space(&self.path, &left))
     }
 
     /// Marked after the write, whatever came of it: a mark before it could be taken by a flush that ends too early.
@@ -146,6 +167,11 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+/// What stays free of a file system of `total` bytes.
+fn reserve(total: u64) -> u64 {
+    RESERVE_BYTES.min(total / RESERVE_PART)
 }
 
 /// Cuts a range into pieces of at most [`STEP`].
@@ -200,6 +226,14 @@ mod tests {
         assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 7) == expected(at)));
         volume.zero(ByteOffset(0), ByteCount(1 << 20)).unwrap();
         assert_eq!(volume.next_data(0, 64 << 20), 64 << 20);
+    }
+
+    #[test]
+    fn some_room_is_left_to_others() {
+        assert_eq!(reserve(1 << 40), RESERVE_BYTES);
+        assert_eq!(reserve(80 << 20), 10 << 20);
+        let (_directory, volume, _) = volume(1 << 20);
+        volume.check_room().unwrap();
     }
 
     #[test]
