@@ -21,7 +21,7 @@ pub enum SyncError {
         message: String,
     },
     /// A disk cannot be opened, or is not what was opened any more.
-    #[error("disk {} is gone: {reason}; bring it back, or install the agent again without it", path.display())]
+    #[error("disk {} is gone: {reason}; bring it back, or disconnect the server and install the agent again without it", path.display())]
     DiskVanished {
         /// The disk.
         path: PathBuf,
@@ -29,7 +29,7 @@ pub enum SyncError {
         reason: String,
     },
     /// A disk has another size than was agreed on.
-    #[error("disk {} had {expected} bytes and has {actual}: install the agent again to replicate it at its new size", path.display())]
+    #[error("disk {} had {expected} bytes and has {actual}: give it its size back, or disconnect the server and install the agent again", path.display())]
     DiskResized {
         /// The disk.
         path: PathBuf,

@@ -31,6 +31,10 @@ impl Driver<'_> {
             }
             let hole = self.hole_at(place, at);
             if hole >= SHORTEST_HOLE || (hole > 0 && at + hole == size) {
+                if at + hole == size {
+                    // A file that was cut off reads as a hole up to its former end.
+                    self.check_disks()?;
+                }
                 self.ledger.check()?;
                 self.queue(Outgoing::Zero { place, offset: at, length: hole, first_copy: true })?;
                 at += hole;
