@@ -42,7 +42,7 @@ test: ## Unit, property, contract, fault and end-to-end tests
 
 bench: ## Full sync against nbdcopy over TLS, written to bench/out/bench.json
 	scripts/install-deps build bench
-	cargo build --release -p rehost-agent -p rehost-replicator -p rehost-bench --bins
+	cargo build --release -p rehost-agent -p rehost-replicator -p rehost-bench
 	cargo run --release -p rehost-bench
 
 fmt: ## Formats the code

@@ -8,10 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rehost_agent::sync::{DiskSource, SyncConfig, SyncControl, SyncSession};
+use rehost_agent::sync::{DiskSource, Progress, SyncConfig, SyncControl, SyncSession};
 use rehost_control::authority::{Authority, Subject};
-use rehost_link::transport::{ClientTls, REPLICATOR_ROLE, ServerTls, Timeouts, TlsIdentity};
+use rehost_link::transport::{ClientTls, ServerTls, Timeouts, TlsIdentity};
 use rehost_model::link::AgentPhase;
+use rehost_model::region::REPLICATOR_ROLE;
+use rehost_model::replication::ReplicatedDisk;
 use rehost_model::replicator::Assignment;
 use rehost_model::{ReplicatorId, ServerId, Timestamp, VolumeId};
 use rehost_protocol::DiskIndex;
@@ -20,7 +22,7 @@ use rehost_replicator::engine::{Engine, EngineConfig};
 use crate::image::IMAGE_BYTES;
 use crate::measure::{Measured, Timed};
 
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Syncs `image` once; `folder` is made and holds everything.
@@ -33,8 +35,8 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Measured> {
     let started = Instant::now();
     let sender = Timed::start(&folder.join("send.time"), &this, &["send", text])?;
     let sent = sender.finish(false)?;
-    let received = receiver.finish(false)?;
     let wall_seconds = started.elapsed().as_secs_f64();
+    let received = receiver.finish(false)?;
     let wire: f64 = fs::read_to_string(folder.join("sent"))?.trim().parse()?;
     compare(image, &folder.join("target.img"))?;
     fs::remove_file(folder.join("target.img"))?;
@@ -133,7 +135,10 @@ pub(crate) fn send(folder: &Path) -> Result<()> {
         let control = control.clone();
         thread::spawn(move || SyncSession::run(&config, &control))
     };
-    while control.progress().phase != AgentPhase::Idle && !engine.is_finished() {
+    // Idle means that everything was handed over; it counts when it is acknowledged, durable.
+    let acknowledged = |disk: &ReplicatedDisk| disk.replicated_storage_bytes == disk.total_storage_bytes;
+    let complete = |progress: &Progress| progress.phase == AgentPhase::Idle && progress.disks.iter().all(acknowledged);
+    while !complete(&control.progress()) && !engine.is_finished() {
         thread::sleep(LOOK);
     }
     fs::write(folder.join("sent"), control.progress().sent_bytes.to_string())?;
