@@ -406,17 +406,6 @@ fn a_region_is_served_once() -> Result<()> {
     assert_nothing_left(&region)
 }
 
-/// The end of a launch that must fail: the command's words, and the job's log with its error.
-fn failing_test(region: &Region, id: &str) -> Result<(String, Value)> {
-    let said = failure(&mut region.command(&["test", id, "--wait", "--timeout", "400"])?);
-    let jobs = region.json(&["jobs"])?;
-    let job = jobs["items"][0]["jobID"].as_str().unwrap_or_default().to_owned();
-    let job = region.json(&["job", "show", &job])?;
-    assert_eq!(job["status"], "COMPLETED", "{job:#}");
-    assert_eq!(job["participatingServers"][0]["launchStatus"], "FAILED", "{job:#}");
-    Ok((said, job))
-}
-
 /// The `rawError` of an event in a job's log.
 fn raw_error(job: &Value, event: &str) -> String {
     let items = job["log"].as_array().cloned().unwrap_or_default();
@@ -425,20 +414,32 @@ fn raw_error(job: &Value, event: &str) -> String {
     raw.unwrap_or_else(|| panic!("no {event} with an error in {job:#}")).to_owned()
 }
 
-/// After a launch that failed the server is where it was, with its staging volume and its replication server alone.
-fn assert_back(region: &Region, id: &str, disk: &Path) -> Result<()> {
-    let server = region.server(id)?;
-    assert!(server["launchedInstance"].is_null(), "{server:#}");
+/// A test that must fail: the command's words and the job. Afterwards the server is where it was, and what its job made is
+/// gone; its snapshot stays, which is the server's own until newer ones take its place.
+fn failing_test(region: &Region, id: &str, disk: &Path) -> Result<(String, Value)> {
     assert_synced(region, id, disk)?;
-    let left = region.leftovers()?;
-    let strange: Vec<_> = left
-        .iter()
-        .filter(|path| ["snapshots", "instances"].iter().any(|folder| path.starts_with(region.home().join(folder))))
-        .collect();
-    assert!(strange.is_empty(), "left by the job: {strange:?}");
+    let made = |region: &Region| -> Result<Vec<PathBuf>> {
+        let snapshots = region.home().join("snapshots");
+        Ok(region.leftovers()?.into_iter().filter(|path| !path.starts_with(&snapshots)).collect())
+    };
+    let before = made(region)?;
+    let said = failure(&mut region.command(&["test", id, "--wait", "--timeout", "400"])?);
+    let job = newest_job(region)?;
+    assert_eq!(job["status"], "COMPLETED", "{job:#}");
+    assert_eq!(job["participatingServers"][0]["launchStatus"], "FAILED", "{job:#}");
+    let server = region.server(id)?;
+    assert_eq!(server["lifeCycle"]["state"], "READY_FOR_TEST", "{server:#}");
+    assert!(server["launchedInstance"].is_null(), "{server:#}");
+    assert_eq!(made(region)?, before, "what the job made is gone");
     let replicators = sweep::processes_naming(&region.home().join("replicators"));
     assert_eq!(region.processes(), replicators, "only the replication server runs");
-    Ok(())
+    assert_synced(region, id, disk)?;
+    Ok((said, job))
+}
+
+fn newest_job(region: &Region) -> Result<Value> {
+    let jobs = region.json(&["jobs"])?;
+    region.json(&["job", "show", jobs["items"][0]["jobID"].as_str().unwrap_or_default()])
 }
 
 #[test]
@@ -447,12 +448,10 @@ fn qemu_a_disk_that_is_no_linux_is_replicated_and_its_conversion_says_so() -> Re
     let (region, disk, mut agent) = installed(&space, "127.0.0.1", 8)?;
     let id = agent.server().to_owned();
     agent.start()?;
-    assert_synced(&region, &id, &disk)?;
-    let (said, job) = failing_test(&region, &id)?;
+    let (said, job) = failing_test(&region, &id, &disk)?;
     assert_says(&said, &["no bootable Linux", "boot disk"]);
     let raw = raw_error(&job, "CONVERSION_FAIL");
     assert_says(&raw, &["no bootable Linux", "check that the boot disk is among the replicated disks"]);
-    assert_back(&region, &id, &disk)?;
     assert_ends_clean(&region, &id)
 }
 
@@ -467,11 +466,9 @@ fn qemu_a_guest_that_cannot_be_converted_says_what_is_missing() -> Result<()> {
     let mut agent = LocalAgent::install(&region, &disk, &space.path("agent"))?;
     let id = agent.server().to_owned();
     agent.start()?;
-    assert_synced(&region, &id, &disk)?;
-    let (said, job) = failing_test(&region, &id)?;
+    let (said, job) = failing_test(&region, &id, &disk)?;
     assert_says(&said, &["/boot/grub/grub.cfg", "install GRUB on the source"]);
     assert_says(&raw_error(&job, "CONVERSION_FAIL"), &["/boot/grub/grub.cfg", "replicate the disk with /boot"]);
-    assert_back(&region, &id, &disk)?;
     assert_ends_clean(&region, &id)
 }
 
@@ -485,10 +482,13 @@ fn qemu_a_copy_that_never_answers_its_probe_is_taken_back() -> Result<()> {
     agent.start()?;
     // The server's page is on port 80.
     region.rehost(&["server", "set", &id, "--probe", "http:81", "--verify-timeout", "10"])?;
-    assert_synced(&region, &id, &disk)?;
-    let (said, job) = failing_test(&region, &id)?;
+    let (said, job) = failing_test(&region, &id, &disk)?;
     assert_says(&said, &["VerifyFailed", "http:81"]);
     assert_says(&raw_error(&job, "LAUNCH_FAILED"), &["VerifyFailed", "probe http:81"]);
-    assert_back(&region, &id, &disk)?;
+
+    region.rehost(&["server", "set", &id, "--probe", "http:80", "--verify-timeout", "240"])?;
+    region.rehost(&["test", &id, "--wait"])?;
+    assert_eq!(newest_job(&region)?["participatingServers"][0]["launchStatus"], "LAUNCHED");
+    region.rehost(&["revert", &id, "--wait"])?;
     assert_ends_clean(&region, &id)
 }
