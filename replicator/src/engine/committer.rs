@@ -16,7 +16,13 @@ use rehost_link::transport::Sender;
 use rehost_model::{Epoch, ServerId, VolumeId};
 use rehost_protocol::{DiskIndex, DiskProgress, ReplicatorMessage, Sequence};
 
-use super::{admission::Disks, refusal::Refusal, registry::Registry, session::send_error, sidecar::Durable};
+use super::{
+    admission::{Disk, Disks},
+    refusal::Refusal,
+    registry::Registry,
+    session::send_error,
+    sidecar::Durable,
+};
 
 /// A barrier or a checkpoint, as the session received it.
 pub(super) struct Commit {
@@ -126,9 +132,7 @@ impl Worker {
 
     /// In this order, for the reason given in [`super::sidecar`]: volumes, sidecars, and then the word.
     fn commit(&mut self, commit: &Commit) -> Result<(), Refusal> {
-        for disk in self.disks.values() {
-            disk.volume.flush()?;
-        }
+        self.flush()?;
         let mut recorded = Vec::new();
         for (index, state) in &mut self.states {
             let Some(disk) = self.disks.get(index) else { continue };
@@ -144,12 +148,35 @@ impl Worker {
         Ok(())
     }
 
+    fn flush(&mut self) -> Result<(), Refusal> {
+        for (index, state) in &mut self.states {
+            let Some(disk) = self.disks.get(index) else { continue };
+            if let Err(refusal) = disk.volume.flush() {
+                distrust(disk, state);
+                let recorded = [(disk.record.assignment.volume.clone(), state.clone())];
+                self.registry.committed(&self.server, &recorded, None);
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
     fn publish(&self, recorded: &[(VolumeId, Durable)], checkpoint: Option<Epoch>) {
         self.registry.committed(&self.server, recorded, checkpoint);
     }
 }
 
-/// A volume's state after a commit. The mark never falls: what was durable once need not be sent again.
+/// After a failed flush: which of the writes were lost is unknown, and a second flush would not say; everything is sent again.
+fn distrust(disk: &Disk, state: &mut Durable) {
+    state.synced_bytes = 0;
+    let path = &disk.record.sidecar;
+    if let Err(error) = state.save(path) {
+        // The running replicator knows; a restarted one compares with the disk.
+        tracing::warn!(path = %path.display(), %error, "cannot record that a volume is to be sent again");
+    }
+}
+
+/// A volume's state after a commit. The mark does not fall here: what was durable once need not be sent again.
 fn advanced(state: &Durable, index: DiskIndex, commit: &Commit) -> Durable {
     let mut next = state.clone();
     if let Some(progress) = commit.progress.iter().find(|progress| progress.disk == index) {
@@ -174,4 +201,36 @@ fn merge(first: Commit, commits: &mpsc::Receiver<Commit>) -> Commit {
         }
     }
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{registry::Record, sidecar, volume::Volume};
+    use rehost_model::replicator::Assignment;
+
+    #[test]
+    fn a_volume_that_failed_to_flush_is_sent_from_its_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let assignment = Assignment {
+            server: ServerId::generate(),
+            volume: VolumeId::generate(),
+            size_bytes: 1 << 20,
+            location: directory.path().join("v.img").display().to_string(),
+        };
+        let sidecar = sidecar::path_of(&assignment, None);
+        let mut state = Durable::fresh(&assignment);
+        state.synced_bytes = 1 << 20;
+        state.checkpoint = Epoch(3);
+        state.save(&sidecar).unwrap();
+        let unsyncable = Assignment { size_bytes: 0, location: "/dev/null".into(), ..assignment.clone() };
+        let volume = Volume::open(&unsyncable).unwrap();
+        let record = Record { assignment: assignment.clone(), sidecar: sidecar.clone(), durable: state.clone() };
+        let disk = Disk { volume, record };
+        disk.volume.flush().unwrap_err();
+        distrust(&disk, &mut state);
+        assert_eq!(state.synced_bytes, 0);
+        let found = Durable::load(&sidecar, &assignment);
+        assert_eq!((found.synced_bytes, found.checkpoint), (0, Epoch(3)));
+    }
 }

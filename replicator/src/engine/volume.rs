@@ -11,7 +11,7 @@ use std::{
 use rehost_model::replicator::Assignment;
 use rehost_protocol::{ByteCount, ByteOffset, ErrorCode, is_zero};
 use rustix::{
-    fs::{FallocateFlags, SeekFrom as SparseSeek, fallocate, fstatvfs, seek},
+    fs::{Advice, FallocateFlags, SeekFrom as SparseSeek, fadvise, fallocate, fstatvfs, seek},
     io::Errno,
 };
 
@@ -31,7 +31,8 @@ pub(super) struct Volume {
     file: File,
     is_device: bool,
     size: u64,
-    /// Written since the last flush.
+    /// Perhaps written since the last flush. So is a volume that was just opened: a replicator that was killed may have left
+    /// writes in the page cache, where digests find them and a power cut does not.
     dirty: AtomicBool,
 }
 
@@ -50,7 +51,7 @@ impl Volume {
             ));
         }
         let size = assignment.size_bytes;
-        Ok(Self { path, file, is_device, size, dirty: AtomicBool::new(false) })
+        Ok(Self { path, file, is_device, size, dirty: AtomicBool::new(true) })
     }
 
     /// The range as plain numbers, if it lies within the volume.
@@ -79,12 +80,24 @@ impl Volume {
         self.changed("zeroing", result)
     }
 
-    /// Flushes what was written since the last time.
+    /// Flushes what was written since the last time. After a failure nobody knows what the disk has of it.
     pub(super) fn flush(&self) -> Result<(), Refusal> {
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| Refusal::io("flushing", &self.path, &error))
+        self.file.sync_data().map_err(|error| {
+            self.dirty.store(true, Ordering::Release);
+            self.forget_cache();
+            Refusal::io("flushing", &self.path, &error)
+        })
+    }
+
+    /// After a failed flush the kernel counts as clean what it could not write, and goes on answering reads with it: whoever
+    /// compares is to see the disk.
+    fn forget_cache(&self) {
+        if let Err(error) = fadvise(&self.file, 0, None, Advice::DontNeed) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot drop the cache of a volume that failed to flush");
+        }
     }
 
     /// Reads all of `buffer`.
@@ -226,6 +239,20 @@ mod tests {
         assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 7) == expected(at)));
         volume.zero(ByteOffset(0), ByteCount(1 << 20)).unwrap();
         assert_eq!(volume.next_data(0, 64 << 20), 64 << 20);
+    }
+
+    #[test]
+    fn the_first_flush_after_opening_reaches_the_disk_and_a_failed_one_is_repeated() {
+        let (_directory, volume, assignment) = volume(1 << 20);
+        assert!(volume.dirty.load(Ordering::Acquire), "what a killed replicator left is unknown");
+        volume.flush().unwrap();
+        assert!(!volume.dirty.load(Ordering::Acquire));
+        // A file that cannot be synced tells whether it was asked to.
+        let unsyncable = Assignment { size_bytes: 0, location: "/dev/null".into(), ..assignment };
+        let volume = Volume::open(&unsyncable).unwrap();
+        for _ in 0..2 {
+            assert_eq!(volume.flush().unwrap_err().code, ErrorCode::Io);
+        }
     }
 
     #[test]
