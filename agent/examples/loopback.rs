@@ -15,11 +15,13 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rehost_agent::sync::{DiskSource, SyncConfig, SyncControl, SyncLoop};
-use rehost_link::{
-    pki_verify::{SERVER_URI, VOLUME_URI},
-    transport::{ClientTls, REPLICATOR_ROLE, ServerTls, Timeouts, TlsIdentity},
+use rehost_link::transport::{ClientTls, ServerTls, Timeouts, TlsIdentity};
+use rehost_model::{
+    Epoch, ServerId, VolumeId,
+    link::ServerReport,
+    region::{REPLICATOR_ROLE, SERVER_URI, VOLUME_URI},
+    replicator::Assignment,
 };
-use rehost_model::{Epoch, ServerId, VolumeId, link::ServerReport, replicator::Assignment};
 use rehost_protocol::DiskIndex;
 use rehost_replicator::engine::{Engine, EngineConfig};
 

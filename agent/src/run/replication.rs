@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rehost_link::identity::Identity;
-use rehost_link::transport::{ClientTls, REPLICATOR_ROLE, Timeouts, TlsIdentity};
+use rehost_link::transport::{ClientTls, Timeouts, TlsIdentity};
 use rehost_model::link::{AgentPhase, DiskTarget, ReportedError};
+use rehost_model::region::REPLICATOR_ROLE;
 use rehost_model::{Epoch, ServerId};
 use rehost_protocol::DiskIndex;
 

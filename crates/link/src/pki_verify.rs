@@ -1,14 +1,12 @@
 //! Who a peer is, by its certificate. The chain was checked by TLS before anything here is asked.
 
-use rehost_model::{ServerId, VolumeId};
+use rehost_model::{
+    ServerId, VolumeId,
+    region::{SERVER_URI, VOLUME_URI},
+};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
-
-/// Prefix of the URI that names the server.
-pub const SERVER_URI: &str = "rehost:server:";
-/// Prefix of a URI that names a volume the server may write.
-pub const VOLUME_URI: &str = "rehost:volume:";
 
 /// A certificate that does not say who its holder is.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -3,7 +3,7 @@ use std::convert::Infallible;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rehost_model::region::CONTROL_ROLE;
+use rehost_model::region::{CONTROL_ROLE, REPLICATOR_ROLE};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ async fn another_authority_is_refused_and_both_fingerprints_are_shown() {
 
 #[tokio::test]
 async fn another_role_of_the_same_authority_is_refused() {
-    let region = Region::start("replicator.rehost.internal", (-1, 1), 200, "{}").await;
+    let region = Region::start(REPLICATOR_ROLE, (-1, 1), 200, "{}").await;
     for refused in [region.ask_pinned().await, region.ask(&Trust::Authority(region.ca.clone())).await] {
         assert!(
             matches!(&refused, Err(ControlError::Untrusted { reason, .. }) if reason.contains("not a control plane")),

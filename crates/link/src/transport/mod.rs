@@ -19,7 +19,7 @@ pub use channel::{Frame, Receiver, Sender};
 pub use dial::{Timeouts, accept, connect};
 pub use error::TransportError;
 pub use keep_alive::KeepAlive;
-pub use tls::{ClientTls, REPLICATOR_ROLE, ServerTls, TlsIdentity};
+pub use tls::{ClientTls, ServerTls, TlsIdentity};
 
 #[cfg(test)]
 mod tests;

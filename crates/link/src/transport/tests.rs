@@ -9,12 +9,15 @@ use std::{
 };
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use rehost_model::ServerId;
+use rehost_model::{
+    ServerId,
+    region::{CONTROL_ROLE, REPLICATOR_ROLE, SERVER_URI},
+};
 use rehost_protocol::{AgentMessage, Epoch, FrameKind, Sequence};
 use rustls::{SupportedCipherSuite, Tls13CipherSuite};
 
 use super::{tls::provider, *};
-use crate::pki_verify::{PeerIdentity, SERVER_URI};
+use crate::pki_verify::PeerIdentity;
 
 struct TestCa {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -133,7 +136,7 @@ fn keys_are_renewed_when_they_have_encrypted_enough() {
 fn another_role_of_the_same_ca_is_refused() {
     let ca = TestCa::new();
     let client = ClientTls::new(ca.agent(&ServerId::generate()), REPLICATOR_ROLE).unwrap();
-    let (connected, accepted) = pair(&client, &ca.replicator("control.rehost.internal"));
+    let (connected, accepted) = pair(&client, &ca.replicator(CONTROL_ROLE));
     assert!(matches!(connected, Err(TransportError::Tls(_))));
     assert!(accepted.is_err());
 }

@@ -12,9 +12,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject
 
 use super::TransportError;
 
-/// The DNS name in every replicator's certificate: a role, not an address.
-pub const REPLICATOR_ROLE: &str = "replicator.rehost.internal";
-
 /// Own certificate and key, and the private CA that peers must come from.
 pub struct TlsIdentity {
     chain: Vec<CertificateDer<'static>>,
@@ -53,7 +50,7 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// A client that speaks only to the holder of `role`, such as [`REPLICATOR_ROLE`].
+    /// A client that speaks only to the holder of `role`, such as [`rehost_model::region::REPLICATOR_ROLE`].
     ///
     /// # Errors
     /// [`TransportError::Material`] or [`TransportError::Tls`] if key and certificates do not fit together.
