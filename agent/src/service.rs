@@ -144,7 +144,9 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), ServiceError> {
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&temporary, path)
+        fs::rename(&temporary, path)?;
+        // The new name, too, must outlast a power cut.
+        path.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
     };
     write().map_err(|e| io_error("write", path, e))
 }
