@@ -100,9 +100,25 @@ pub enum LifeCycleCommand {
     Disconnect,
 }
 
+/// In MGN's words, where it has some.
+impl fmt::Display for LifeCycleCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Register => f.write_str("the agent's registration"),
+            Self::ReadyForTest => f.write_str("the end of the initial sync"),
+            Self::StartTest => f.write_str("StartTest"),
+            Self::Mark(state) => write!(f, "ChangeServerLifeCycleState to {state}"),
+            Self::StartCutover => f.write_str("StartCutover"),
+            Self::LaunchFailed { before } => write!(f, "the return to {before} after a failed launch"),
+            Self::FinalizeCutover => f.write_str("FinalizeCutover"),
+            Self::Disconnect => f.write_str("DisconnectFromService"),
+        }
+    }
+}
+
 /// A command that the lifecycle does not allow in a state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{command:?} is not possible while the server is {state}; it is possible in: {}", possible_in(*.command))]
+#[error("{command} is not possible while the server is {state}; it is possible in: {}", possible_in(*.command))]
 pub struct IllegalTransition {
     pub state: LifeCycleState,
     pub command: LifeCycleCommand,
@@ -207,6 +223,16 @@ mod tests {
     fn the_error_names_the_states_that_would_do() {
         let error = transition(S::NotReady, C::StartCutover).unwrap_err().to_string();
         assert!(error.contains("NOT_READY") && error.ends_with("READY_FOR_CUTOVER"), "{error}");
+    }
+
+    #[test]
+    fn the_error_speaks_of_commands_as_mgn_does() {
+        let error = |command| transition(S::NotReady, command).unwrap_err().to_string();
+        let mark = error(C::Mark(S::ReadyForCutover));
+        assert!(mark.starts_with("ChangeServerLifeCycleState to READY_FOR_CUTOVER is not possible"), "{mark}");
+        assert!(error(C::StartTest).starts_with("StartTest is not possible while the server is NOT_READY"));
+        let failed = error(C::LaunchFailed { before: S::ReadyForTest });
+        assert!(!failed.contains("LaunchFailed") && failed.contains("READY_FOR_TEST"), "{failed}");
     }
 
     #[test]
