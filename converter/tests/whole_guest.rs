@@ -1,6 +1,6 @@
 //! All rules together on a Debian-like tree: a dry run tells exactly what a conversion then does, and a second conversion finds nothing to do.
 
-// The tests' own helpers stop at the first surprise, as the tests do.
+// What the tests share stops at the first surprise, as the tests do.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
