@@ -91,7 +91,7 @@ impl Authority {
         let key = new_key()?;
         let serial = random_serial()?;
         let mut params = CertificateParams::default();
-        params.distinguished_name = common_name(&format!("rehost private CA {}", &to_hex(&serial)[..8]));
+        params.distinguished_name = common_name(&format!("rehost private CA {}", &hex::encode(serial)[..8]));
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -161,7 +161,7 @@ impl Authority {
         params.not_before = datetime(not_before).saturating_sub(CLOCK_TOLERANCE);
         params.not_after = datetime(not_before).saturating_add(Duration::days(i64::from(validity_days)));
         let certificate = params.signed_by(&key, &self.issuer).map_err(broken)?;
-        Ok(Issued { certificate_pem: certificate.pem(), serial_hex: to_hex(&serial) })
+        Ok(Issued { certificate_pem: certificate.pem(), serial_hex: hex::encode(serial) })
     }
 
     /// As [`Self::issue`], for a key made here; gives the key too (PKCS#8, DER).
@@ -195,7 +195,7 @@ pub fn fingerprint_of(certificate_pem: &str) -> Result<String, AuthorityError> {
 }
 
 fn fingerprint_of_der(der: &[u8]) -> String {
-    format!("sha256:{}", to_hex(&Sha256::digest(der)))
+    format!("sha256:{}", hex::encode(&Sha256::digest(der)))
 }
 
 /// The region's authority: read from its objects, or made and written there the first time.
@@ -320,10 +320,6 @@ fn common_name(name: &str) -> DistinguishedName {
 
 fn datetime(time: Timestamp) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH.saturating_add(Duration::milliseconds(time.unix_ms()))
-}
-
-fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn broken(why: impl std::fmt::Display) -> AuthorityError {
