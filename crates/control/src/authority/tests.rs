@@ -95,7 +95,7 @@ fn serial_numbers_are_those_that_were_told() {
         let issued = authority.issue(&request, &Subject::Control, Timestamp::from_unix_ms(NOW_MS), 1).unwrap();
         let certificate = der(&issued.certificate_pem);
         let (_, parsed) = X509Certificate::from_der(&certificate).unwrap();
-        assert_eq!(to_hex(parsed.raw_serial()), issued.serial_hex);
+        assert_eq!(hex::encode(parsed.raw_serial()), issued.serial_hex);
         assert_eq!(issued.serial_hex.len(), 32);
     }
 }
@@ -153,7 +153,7 @@ fn a_key_made_here_belongs_to_its_certificate() {
 fn the_fingerprint_is_the_hash_of_the_der() {
     let authority = Authority::generate().unwrap();
     let digest = Sha256::digest(der(authority.certificate_pem()));
-    assert_eq!(authority.fingerprint(), format!("sha256:{}", to_hex(&digest)));
+    assert_eq!(authority.fingerprint(), format!("sha256:{}", hex::encode(digest)));
     assert_eq!(fingerprint_of(authority.certificate_pem()).unwrap(), authority.fingerprint());
 }
 
