@@ -2,8 +2,11 @@
 //!
 //! The first byte of a connection decides. A TLS record begins with 0x16; anything else is taken for HTTP, and answered only
 //! to loopback peers: requests are signed but not secret. Both kinds reach the same router.
+//!
+//! Until a peer has sent the head of a request it has only seconds, and what it may take of the places is bounded.
 
 mod identity;
+mod places;
 
 use std::convert::Infallible;
 use std::io;
@@ -17,30 +20,38 @@ use axum::http::{Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
 use crate::error::{ApiError, Exception};
 use crate::{ApiState, router};
 use identity::ControlIdentity;
+use places::{Bounds, Place, Places};
 
 pub use identity::IdentityError;
 
 /// The content type of a TLS record that carries a handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// Connections at a time; those beyond wait to be accepted.
-const MAX_CONNECTIONS: usize = 1024;
+/// What is bounded; other values serve tests.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Connections beyond these are closed at once: their peers try again.
+    connections: Bounds,
+    /// How long a peer may take for its first byte, with TLS for the handshake, and then for the head of its first request.
+    greeting: Duration,
+}
 
-/// How long a peer may take for its first byte and, with TLS, for the handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const LIMITS: Limits =
+    Limits { connections: Bounds { all: 1024, for_loopback: 64, per_address: 512 }, greeting: Duration::from_secs(10) };
 
-/// How long a peer may take for the head of a request, and a kept connection may be idle.
+/// How long a peer that asked before may take for the head of a request; a kept connection may be idle for as long.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The head of a request with a certificate for 60 volumes in its signature has under 16 KiB.
@@ -61,19 +72,29 @@ pub async fn serve(
     state: ApiState,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), IdentityError> {
+    serve_within(LIMITS, listener, state, shutdown).await
+}
+
+async fn serve_within(
+    limits: Limits,
+    listener: TcpListener,
+    state: ApiState,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), IdentityError> {
     let identity = ControlIdentity::new(Arc::clone(&state.authority), state.ports.clock.now())?;
-    let endpoint = Arc::new(Endpoint { clock: Arc::clone(&state.ports.clock), identity, router: router(state) });
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let clock = Arc::clone(&state.ports.clock);
+    let endpoint = Arc::new(Endpoint { clock, identity, router: router(state), greeting: limits.greeting });
+    let mut entrance = Entrance { places: Places::new(limits.connections), turned_away: false };
     let connections = GracefulShutdown::new();
     // Dropped when the service stops: peers that have not said anything by then are not waited for.
     let (running, stopping) = watch::channel(());
     tokio::pin!(shutdown);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
         let (stream, peer) = tokio::select! {
             accepted = accept(&listener) => accepted,
             () = &mut shutdown => break,
         };
+        let Some(place) = entrance.admit(peer) else { continue };
         let (endpoint, watcher, mut stopping) = (Arc::clone(&endpoint), connections.watcher(), stopping.clone());
         tokio::spawn(async move {
             let greeted = tokio::select! {
@@ -109,10 +130,28 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// Gives places to peers, and says so when there are none left.
+struct Entrance {
+    places: Arc<Places>,
+    turned_away: bool,
+}
+
+impl Entrance {
+    fn admit(&mut self, peer: SocketAddr) -> Option<Place> {
+        let place = self.places.take(peer.ip());
+        if place.is_none() && !self.turned_away {
+            tracing::warn!(%peer, "too many connections: some are closed as they come");
+        }
+        self.turned_away = place.is_none();
+        place
+    }
+}
+
 struct Endpoint {
     clock: Arc<dyn rehost_control::ports::Clock>,
     identity: ControlIdentity,
     router: Router,
+    greeting: Duration,
 }
 
 /// What a peer turned out to be.
@@ -127,10 +166,10 @@ impl Endpoint {
         // Answers are small and complete: nothing is won by waiting for more of them.
         stream.set_nodelay(true)?;
         let mut first = [0u8; 1];
-        let read = timeout(HANDSHAKE_TIMEOUT, stream.peek(&mut first)).await??;
+        let read = timeout(self.greeting, stream.peek(&mut first)).await??;
         if read == 1 && first == [TLS_HANDSHAKE] {
             let acceptor = self.identity.acceptor(self.clock.now()).map_err(io::Error::other)?;
-            let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
+            let stream = timeout(self.greeting, acceptor.accept(stream)).await??;
             return Ok(Greeted::Tls(Box::new(stream)));
         }
         let local = peer.ip().to_canonical().is_loopback();
@@ -138,16 +177,52 @@ impl Endpoint {
     }
 
     async fn answer(&self, greeted: Greeted, watcher: Watcher) -> io::Result<()> {
-        let router = TowerToHyperService::new(self.router.clone());
-        let ended = match greeted {
-            Greeted::Tls(stream) => watcher.watch(http().serve_connection(TokioIo::new(stream), router)).await,
-            Greeted::Plain(stream) => watcher.watch(http().serve_connection(TokioIo::new(stream), router)).await,
+        let asked = Arc::new(Notify::new());
+        let router =
+            NotifyingService { inner: TowerToHyperService::new(self.router.clone()), asked: Arc::clone(&asked) };
+        match greeted {
+            Greeted::Tls(stream) => {
+                let connection = http().serve_connection(TokioIo::new(stream), router);
+                self.attend(watcher.watch(connection), &asked).await
+            }
+            Greeted::Plain(stream) => {
+                let connection = http().serve_connection(TokioIo::new(stream), router);
+                self.attend(watcher.watch(connection), &asked).await
+            }
             Greeted::PlainFromElsewhere(stream) => {
                 let refusal = hyper::service::service_fn(refuse_plain);
-                watcher.watch(http().keep_alive(false).serve_connection(TokioIo::new(stream), refusal)).await
+                let connection = http().keep_alive(false).serve_connection(TokioIo::new(stream), refusal);
+                self.attend(watcher.watch(connection), &asked).await
             }
-        };
-        ended.map_err(io::Error::other)
+        }
+    }
+
+    /// Attends to a connection, which ends soon unless it asks for something.
+    async fn attend(&self, connection: impl Future<Output = hyper::Result<()>>, asked: &Notify) -> io::Result<()> {
+        tokio::pin!(connection);
+        tokio::select! {
+            ended = &mut connection => return ended.map_err(io::Error::other),
+            () = asked.notified() => {}
+            () = tokio::time::sleep(self.greeting) => return Err(io::ErrorKind::TimedOut.into()),
+        }
+        connection.await.map_err(io::Error::other)
+    }
+}
+
+/// Tells when the head of a request has come.
+struct NotifyingService<S> {
+    inner: S,
+    asked: Arc<Notify>,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for NotifyingService<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, request: Request<Incoming>) -> S::Future {
+        self.asked.notify_one();
+        self.inner.call(request)
     }
 }
 

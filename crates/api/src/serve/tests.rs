@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use rehost_link::control_client::{ControlClient, Proof, Trust};
 use rehost_link::signature::RequestSigner;
 use rehost_model::link::{AGENT_POLL_PATH, AgentDirective, ENROL_PATH, EnrolResponse};
+use rehost_model::region::{CONTROL_ROLE, REPLICATOR_ROLE};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -15,22 +16,30 @@ use crate::fake::{ENROL_KEY, Region};
 
 const REQUEST: &[u8] = b"POST /DescribeJobs HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
 
-struct Service {
+struct Running {
     address: SocketAddr,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), IdentityError>>,
     region: Region,
 }
 
-impl Service {
+impl Running {
     async fn start() -> Self {
+        Self::start_within(LIMITS).await
+    }
+
+    async fn start_within(limits: Limits) -> Self {
         let region = Region::new().await;
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let shutdown = async move { drop(stopped.await) };
-        let task = tokio::spawn(serve(listener, region.state.clone(), shutdown));
+        let task = tokio::spawn(serve_within(limits, listener, region.state.clone(), shutdown));
         Self { address, stop, task, region }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
     }
 
     fn connector(&self, versions: &[&'static rustls::SupportedProtocolVersion]) -> TlsConnector {
@@ -54,6 +63,10 @@ impl rustls::time_provider::TimeProvider for FixedTime {
     }
 }
 
+fn two_places() -> Bounds {
+    Bounds { all: 2, for_loopback: 0, per_address: 2 }
+}
+
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> String {
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
@@ -63,12 +76,12 @@ async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) ->
 
 #[tokio::test]
 async fn one_port_speaks_tls_and_plain_http() {
-    let service = Service::start().await;
+    let service = Running::start().await;
     let plain = ask(TcpStream::connect(service.address).await.unwrap(), REQUEST).await;
     assert!(plain.starts_with("HTTP/1.1 403") && plain.contains("MissingAuthenticationTokenException"), "{plain}");
     let connector = service.connector(&[&rustls::version::TLS13]);
     let stream = TcpStream::connect(service.address).await.unwrap();
-    let role = ServerName::try_from("control.rehost.internal").unwrap();
+    let role = ServerName::try_from(CONTROL_ROLE).unwrap();
     let stream = connector.connect(role, stream).await.unwrap();
     let certificates = stream.get_ref().1.peer_certificates().unwrap();
     assert_eq!(certificates.len(), 2, "leaf and authority");
@@ -79,16 +92,16 @@ async fn one_port_speaks_tls_and_plain_http() {
 
 #[tokio::test]
 async fn another_role_is_not_accepted_by_clients() {
-    let service = Service::start().await;
+    let service = Running::start().await;
     let connector = service.connector(&[&rustls::version::TLS13]);
     let stream = TcpStream::connect(service.address).await.unwrap();
-    let role = ServerName::try_from("replicator.rehost.internal").unwrap();
+    let role = ServerName::try_from(REPLICATOR_ROLE).unwrap();
     assert!(connector.connect(role, stream).await.is_err());
 }
 
 #[tokio::test]
 async fn garbage_ends_its_connection_and_nothing_else() {
-    let service = Service::start().await;
+    let service = Running::start().await;
     for garbage in [&b"\x16\x03\x01garbage that is no handshake"[..], b"\x00\xff\xff", b"GET\r\n\r\n", &[b'A'; 100_000]]
     {
         let stream = TcpStream::connect(service.address).await.unwrap();
@@ -107,7 +120,8 @@ async fn garbage_ends_its_connection_and_nothing_else() {
 async fn plain_http_from_elsewhere_is_refused() {
     let region = Region::new().await;
     let identity = ControlIdentity::new(region.authority.clone(), region.now()).unwrap();
-    let endpoint = Endpoint { clock: region.clock.clone(), identity, router: region.router() };
+    let endpoint =
+        Endpoint { clock: region.clock.clone(), identity, router: region.router(), greeting: LIMITS.greeting };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (stream, _) = listener.accept().await.unwrap();
@@ -120,13 +134,52 @@ async fn plain_http_from_elsewhere_is_refused() {
 
 #[tokio::test]
 async fn it_stops_when_told_to() {
-    let service = Service::start().await;
+    let service = Running::start().await;
     let idle = TcpStream::connect(service.address).await.unwrap();
     ask(TcpStream::connect(service.address).await.unwrap(), REQUEST).await;
     service.stop.send(()).unwrap();
     timeout(DRAIN_TIMEOUT / 2, service.task).await.unwrap().unwrap().unwrap();
     drop(idle);
     assert!(TcpStream::connect(service.address).await.is_err());
+}
+
+#[tokio::test]
+async fn it_stops_when_told_to_also_with_every_place_taken() {
+    let service = Running::start_within(Limits { connections: two_places(), ..LIMITS }).await;
+    let _idle = [service.connect().await, service.connect().await];
+    // The third is closed at once, and the first two were accepted by then.
+    assert_eq!(ask(service.connect().await, b"").await, "");
+    service.stop.send(()).unwrap();
+    timeout(DRAIN_TIMEOUT / 2, service.task).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_give_their_places_back_soon() {
+    let greeting = Duration::from_millis(300);
+    let service = Running::start_within(Limits { connections: two_places(), greeting }).await;
+    let silent = service.connect().await;
+    let role = ServerName::try_from(CONTROL_ROLE).unwrap();
+    let connector = service.connector(&[&rustls::version::TLS13]);
+    let idle = connector.connect(role, service.connect().await).await.unwrap();
+    let within = Duration::from_secs(5);
+    assert_eq!(timeout(within, ask(silent, b"")).await.unwrap(), "");
+    assert_eq!(timeout(within, ask(idle, b"")).await.unwrap(), "");
+    let plain = ask(service.connect().await, REQUEST).await;
+    assert!(plain.starts_with("HTTP/1.1 403"), "{plain}");
+}
+
+#[tokio::test]
+async fn a_peer_that_has_asked_may_ask_again_later() {
+    let greeting = Duration::from_millis(300);
+    let service = Running::start_within(Limits { greeting, ..LIMITS }).await;
+    let mut stream = service.connect().await;
+    let kept = String::from_utf8_lossy(REQUEST).replace("connection: close\r\n", "");
+    stream.write_all(kept.as_bytes()).await.unwrap();
+    let mut first = vec![0; 4096];
+    assert!(stream.read(&mut first).await.unwrap() > 0);
+    tokio::time::sleep(2 * greeting).await;
+    let again = ask(stream, REQUEST).await;
+    assert!(again.starts_with("HTTP/1.1 403"), "{again}");
 }
 
 #[tokio::test]
@@ -142,7 +195,7 @@ async fn certificates_are_replaced_in_time() {
 
 #[tokio::test]
 async fn the_agents_own_client_enrols_and_polls() {
-    let service = Service::start().await;
+    let service = Running::start().await;
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     service.region.clock.advance_ms(i64::try_from(wall.as_millis()).unwrap() - service.region.now().unix_ms());
     let trust = Trust::Fingerprint(service.region.authority.fingerprint().parse().unwrap());
