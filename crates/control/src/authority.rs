@@ -195,7 +195,7 @@ pub fn fingerprint_of(certificate_pem: &str) -> Result<String, AuthorityError> {
 }
 
 fn fingerprint_of_der(der: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(&Sha256::digest(der)))
+    format!("sha256:{}", hex::encode(Sha256::digest(der)))
 }
 
 /// The region's authority: read from its objects, or made and written there the first time.
