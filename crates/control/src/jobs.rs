@@ -11,10 +11,10 @@ use rehost_model::job::{
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::replication::DataReplicationState;
 use rehost_model::{ExecutionId, Job, JobId, LifeCycleState, ServerId, SourceServer, region};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::operations::{self, OperationError};
-use crate::ports::{PortResult, Ports};
+use crate::ports::{ExecutionStatus, PortResult, Ports};
 use crate::{PortError, events, repo};
 
 type OperationResult<T> = Result<T, OperationError>;
@@ -55,7 +55,7 @@ pub(crate) async fn admit(ports: &Ports, job: &JobId, id: &ServerId, initiated_b
     // The job learns the state before the server leaves it: a failure must know where to go back to.
     let server = operations::load_server(ports, id).await?;
     let mut work = LaunchWork::new(server.life_cycle.state);
-    work.replaces = server.launched_instance.map(|launched| launched.ec2_instance_id);
+    work.replaces = server.launched_instance;
     repo::update_job(ports, job, |job| {
         job.work.insert(id.clone(), work.clone());
         Ok::<_, OperationError>(())
@@ -72,7 +72,7 @@ pub(crate) async fn admit(ports: &Ports, job: &JobId, id: &ServerId, initiated_b
     admitted.await.map(|_| ())
 }
 
-/// Starts the state machine `launch` for one server of a job.
+/// Starts the state machine of one server of a job; again, under another name, if it ended before the job did.
 pub(crate) async fn start_workflow(
     ports: &Ports,
     job: &JobId,
@@ -80,14 +80,25 @@ pub(crate) async fn start_workflow(
     initiated_by: InitiatedBy,
 ) -> PortResult<()> {
     let machine = if initiated_by == InitiatedBy::Terminate { "terminate" } else { "launch" };
-    let execution = ExecutionId(format!("{machine}-{job}-{id}"));
-    let input = json!({
-        "execution": execution,
-        "jobID": job,
-        "sourceServerID": id,
-        "initiatedBy": initiated_by,
-    });
-    ports.workflows.start(machine, &execution, input).await
+    let input = json!({"jobID": job, "sourceServerID": id, "initiatedBy": initiated_by});
+    start(ports, machine, &format!("{machine}-{job}-{id}"), input).await
+}
+
+/// Starts an execution named `name`, or `name-2` and so on when those before it have ended without success. Its name becomes
+/// `execution` in the input.
+async fn start(ports: &Ports, machine: &str, name: &str, mut input: Value) -> PortResult<()> {
+    for attempt in 1.. {
+        let execution = ExecutionId(if attempt == 1 { name.to_owned() } else { format!("{name}-{attempt}") });
+        match ports.workflows.status(&execution).await? {
+            Some(ExecutionStatus::Running | ExecutionStatus::Succeeded(_)) => return Ok(()),
+            Some(ExecutionStatus::Failed { .. } | ExecutionStatus::Aborted) => {}
+            None => {
+                input["execution"] = json!(execution);
+                return ports.workflows.start(machine, &execution, input).await;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Takes servers out of a job that will not run for them; those that were admitted go back to where they were.
@@ -137,23 +148,13 @@ pub(crate) fn log(job: &mut Job, now: rehost_model::Timestamp, event: JobLogEven
     }
 }
 
-/// Starts a TERMINATE job for the instances that these servers have now; one that is launched later is not touched.
+/// Starts a TERMINATE job for the instances that these servers have given up; one that is launched later is not touched.
 pub(crate) async fn start_terminate(
     ports: &Ports,
     servers: &[ServerId],
     tags: BTreeMap<String, String>,
 ) -> OperationResult<Job> {
     let job = create(ports, servers, tags, InitiatedBy::Terminate).await?;
-    for id in servers {
-        let server = operations::load_server(ports, id).await?;
-        let mut work = LaunchWork::new(server.life_cycle.state);
-        work.instance = server.launched_instance.map(|launched| launched.ec2_instance_id);
-        repo::update_job(ports, &job.job_id, |job| {
-            job.work.insert(id.clone(), work.clone());
-            Ok::<_, PortError>(())
-        })
-        .await?;
-    }
     for id in servers {
         start_workflow(ports, &job.job_id, id, InitiatedBy::Terminate).await?;
     }
@@ -162,9 +163,8 @@ pub(crate) async fn start_terminate(
 
 /// Starts the state machine `finalize`, which ends replication and removes what it used.
 pub(crate) async fn start_finalize(ports: &Ports, server: &SourceServer) -> PortResult<()> {
-    let execution = ExecutionId(format!("finalize-{}-{}", server.source_server_id, server.life_cycle.state));
-    let input = json!({"execution": execution, "sourceServerID": server.source_server_id});
-    ports.workflows.start("finalize", &execution, input).await
+    let name = format!("finalize-{}-{}", server.source_server_id, server.internal.disconnects);
+    start(ports, "finalize", &name, json!({"sourceServerID": server.source_server_id})).await
 }
 
 /// Finds what a crash cut off between an API call's writes and the start of its state machines, and goes on with it.
@@ -173,32 +173,43 @@ pub(crate) async fn start_finalize(ports: &Ports, server: &SourceServer) -> Port
 /// # Errors
 /// Those of the ports; what was recovered until then stays.
 pub async fn recover(ports: &Ports) -> PortResult<()> {
-    for job in repo::list::<Job>(ports, "").await? {
-        if job.status != JobStatus::Completed {
-            recover_job(ports, &job).await?;
-        }
+    let jobs = repo::list::<Job>(ports, "").await?;
+    let unfinished: Vec<_> = jobs.iter().filter(|job| job.status != JobStatus::Completed).collect();
+    for job in &unfinished {
+        recover_job(ports, job).await?;
     }
+    let terminating: Vec<_> = unfinished
+        .iter()
+        .filter(|job| job.job_type == JobType::Terminate)
+        .flat_map(|job| job.participating_servers.iter().map(|p| p.source_server_id.clone()))
+        .collect();
     for server in repo::list::<SourceServer>(ports, "").await? {
-        events::publish_outbox(ports, &server).await?;
-        let state = server.data_replication_info.data_replication_state;
-        if server.internal.disconnect_requested && state != DataReplicationState::Disconnected {
-            start_finalize(ports, &server).await?;
-        }
+        recover_server(ports, &server, terminating.contains(&server.source_server_id)).await?;
+    }
+    Ok(())
+}
+
+async fn recover_server(ports: &Ports, server: &SourceServer, has_terminate_job: bool) -> PortResult<()> {
+    events::publish_outbox(ports, server).await?;
+    let state = server.data_replication_info.data_replication_state;
+    if server.internal.disconnect_requested && state != DataReplicationState::Disconnected {
+        start_finalize(ports, server).await?;
+    }
+    let id = &server.source_server_id;
+    if !server.internal.terminating.is_empty() && !has_terminate_job {
+        let started = start_terminate(ports, std::slice::from_ref(id), BTreeMap::new()).await;
+        started.map_err(|e| PortError::invalid(format!("what the server {id} gave up cannot be terminated: {e}")))?;
     }
     Ok(())
 }
 
 async fn recover_job(ports: &Ports, job: &Job) -> PortResult<()> {
-    for participant in &job.participating_servers {
+    for participant in job.participating_servers.iter().filter(|p| !p.launch_status.is_over()) {
         let id = &participant.source_server_id;
-        if participant.launch_status.is_over() {
-            continue;
-        }
-        let Some((server, _)) = repo::find::<SourceServer>(ports, id.as_str()).await? else {
-            continue;
-        };
+        let Some((server, _)) = repo::find::<SourceServer>(ports, id.as_str()).await? else { continue };
+        let began = participant.launch_status != LaunchStatus::Pending;
         let mine = server.internal.active_job.as_ref() == Some(&job.job_id);
-        if mine || job.job_type == JobType::Terminate {
+        if began || mine || job.job_type == JobType::Terminate {
             start_workflow(ports, &job.job_id, id, job.initiated_by).await?;
         } else {
             let why = "the service stopped before the job began; start it again";

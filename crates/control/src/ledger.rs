@@ -6,7 +6,7 @@ use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind, SERVER_TAG};
 use rehost_model::{JobId, ServerId};
 
 use crate::ports::{ClientToken, PortResult, Ports, Tags};
-use crate::{PortError, repo};
+use crate::{PortError, PortErrorKind, repo};
 
 /// The tag with the client token of a resource's creation: finds what was made when the answer was lost.
 pub const TOKEN_TAG: &str = "rehost:token";
@@ -60,12 +60,28 @@ pub(crate) async fn make<Id: std::fmt::Display + Sync + Send>(
         repo::create(ports, &entry).await?;
     }
     let id = create.await?;
-    repo::update(ports, &key, |entry: &mut LedgerEntry| {
+    let written = repo::update(ports, &key, |entry: &mut LedgerEntry| {
         entry.resource = Some(id.to_string());
         Ok::<_, PortError>(())
-    })
-    .await?;
-    Ok(id)
+    });
+    match written.await {
+        Ok(_) => Ok(id),
+        Err(error) if error.is_not_found() => {
+            // Somebody ended what this was for while it was being made: nobody else will ever look for it.
+            delete(ports, planned.kind, &id.to_string()).await?;
+            let message = format!("{id} is not needed any more: the server {} was disconnected", planned.server);
+            Err(PortError::new(PortErrorKind::NotFound, message))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Deletes resources; several ids are separated by commas.
+async fn delete(ports: &Ports, kind: ResourceKind, ids: &str) -> PortResult<()> {
+    for id in ids.split(',').filter(|id| !id.is_empty()) {
+        delete_resource(ports, kind, id).await?;
+    }
+    Ok(())
 }
 
 /// The entries of a server.
@@ -80,8 +96,8 @@ pub async fn entries(ports: &Ports, server: &ServerId) -> PortResult<Vec<LedgerE
 pub(crate) async fn remove(ports: &Ports, mut entries: Vec<LedgerEntry>) -> PortResult<()> {
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.kind));
     for entry in &entries {
-        for id in resources_of(ports, entry).await? {
-            delete_resource(ports, entry.kind, &id).await?;
+        for ids in resources_of(ports, entry).await? {
+            delete(ports, entry.kind, &ids).await?;
         }
         strike_out(ports, entry).await?;
     }
@@ -96,7 +112,7 @@ pub(crate) async fn strike_out(ports: &Ports, entry: &LedgerEntry) -> PortResult
 /// The entry's resources: the one written down, or what carries its token when the answer to the creation was lost.
 async fn resources_of(ports: &Ports, entry: &LedgerEntry) -> PortResult<Vec<String>> {
     if let Some(id) = &entry.resource {
-        return Ok(id.split(',').map(str::to_owned).collect());
+        return Ok(vec![id.clone()]);
     }
     let tagged = ports.compute.tagged_resources(Some(&entry.server)).await?;
     let mine = tagged.into_iter().filter(|r| r.kind == entry.kind && r.tags.get(TOKEN_TAG) == Some(&entry.token));

@@ -49,7 +49,7 @@ pub async fn enrol(ports: &Ports, request: &EnrolRequest) -> LinkResult<EnrolRes
     check_disks(request)?;
     let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
     let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
-    let key_sha256 = hex(&Sha256::digest(&key));
+    let key_sha256 = hex::encode(Sha256::digest(&key));
     let known = match &request.source_server_id {
         Some(id) => repo::find::<SourceServer>(ports, id.as_str()).await?.map(|(server, _)| server),
         None => None,
@@ -142,6 +142,9 @@ async fn new_server(ports: &Ports, request: &EnrolRequest, id: &ServerId, now: T
             public_key_sha256: String::new(),
             active_job: None,
             disconnect_requested: false,
+            disconnects: 0,
+            terminating: Vec::new(),
+            snapshot_error: None,
             agent_stopped: false,
             agent_version: Some(request.agent_version.clone()),
             step_started: None,
@@ -169,8 +172,7 @@ fn staging_disks(request: &EnrolRequest) -> Vec<StagingDisk> {
 fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) -> LinkResult<()> {
     let id = server.source_server_id.clone();
     if server.life_cycle.state == LifeCycleState::Disconnected {
-        let gone = server.internal.staging.iter().all(|disk| disk.volume.is_none());
-        if !gone {
+        if server.data_replication_info.data_replication_state != DataReplicationState::Disconnected {
             let message = format!("the server {id} is still being disconnected; install again in a minute");
             return Err(OperationError::conflict(&id, message));
         }
@@ -261,7 +263,8 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
         .checked_div(report.rate_bytes_per_second)
         .filter(|_| remaining > 0)
         .map(|seconds| now.plus_ms(seconds.saturating_mul(1000)));
-    info.data_replication_error = report.error.as_ref().map(replication_error);
+    let snapshot_error = server.internal.snapshot_error.clone();
+    info.data_replication_error = report.error.as_ref().map(replication_error).or(snapshot_error);
     info.data_replication_state = match (report.phase, &report.error) {
         (_, Some(_)) => DataReplicationState::Stalled,
         (AgentPhase::InitialSync, _) => DataReplicationState::InitialSync,
@@ -338,7 +341,7 @@ pub async fn agent_renew(
     let volumes: Vec<_> = server.internal.staging.iter().filter_map(|d| d.volume.clone()).collect();
     let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
     let key = authority::requested_key_der(&request.csr).map_err(|e| invalid("csr", e))?;
-    if hex(&Sha256::digest(&key)) != server.internal.public_key_sha256 {
+    if hex::encode(Sha256::digest(&key)) != server.internal.public_key_sha256 {
         return Err(invalid("csr", "the key is not the one that the agent enrolled with"));
     }
     let subject = Subject::Agent { server: id.clone(), volumes: volumes.clone() };
@@ -361,10 +364,12 @@ pub async fn replicator_enrol(ports: &Ports, request: &ReplicatorEnrolRequest) -
     let authority = authority::load_or_create(ports.objects.as_ref(), ports.keys.as_ref()).await?;
     let subject = Subject::Replicator { id: request.replicator.clone() };
     let issued = issue(ports, &authority, &request.csr, &subject)?;
-    let token_sha256 = hex(&Sha256::digest(request.token.as_bytes()));
+    let now = ports.clock.now();
+    let token_sha256 = hex::encode(Sha256::digest(request.token.as_bytes()));
     let enrolled = repo::update_replicator(ports, &request.replicator, |replicator| {
-        // A token serves again until a certificate was used: its answer may have been lost.
-        if replicator.last_seen.is_some() || replicator.enrol_token_sha256 != token_sha256 {
+        // A token serves again until a certificate was used (its answer may have been lost), and once all of them have run out.
+        let alive = |seen: Timestamp| now.ms_since(seen) < u64::from(CERTIFICATE_DAYS) * 86_400_000;
+        if replicator.last_seen.is_some_and(alive) || replicator.enrol_token_sha256 != token_sha256 {
             return Err(PortError::new(PortErrorKind::Denied, "the replication server's token is wrong or was used"));
         }
         replicator.certificate_serials.push(issued.serial_hex.clone());
@@ -484,8 +489,4 @@ fn denied(message: &str) -> OperationError {
 
 fn invalid(field: &'static str, message: impl ToString) -> OperationError {
     OperationError::Validation { field, message: message.to_string() }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -181,10 +181,11 @@ pub async fn change_server_life_cycle_state(
             }
             _ => life_cycle.last_test.get_or_insert_default().reverted = entry,
         }
+        server.give_up_instance();
         Ok(())
     })
     .await?;
-    if server.launched_instance.is_some() {
+    if !server.internal.terminating.is_empty() {
         jobs::start_terminate(ports, std::slice::from_ref(id), BTreeMap::new()).await?;
     }
     load_server(ports, id).await
@@ -197,6 +198,11 @@ pub async fn change_server_life_cycle_state(
 pub async fn finalize_cutover(ports: &Ports, id: &ServerId) -> OperationResult<SourceServer> {
     let now = ports.clock.now();
     let (server, _) = change_idle_server(ports, id, |server| {
+        if server.life_cycle.state == LifeCycleState::CuttingOver && server.launched_instance.is_none() {
+            let message =
+                format!("the server {id} has no cutover instance any more; revert the cutover, then cut over again");
+            return Err(OperationError::conflict(id, message));
+        }
         server.apply(LifeCycleCommand::FinalizeCutover).map_err(|e| OperationError::illegal(id, e))?;
         let record = server.life_cycle.last_cutover.get_or_insert_default();
         record.finalized = Some(LaunchRecordEntry { api_call_date_time: now, job_id: None });
@@ -249,8 +255,8 @@ pub async fn mark_as_archived(ports: &Ports, id: &ServerId) -> OperationResult<S
 /// MGN's `TerminateTargetInstances`: one TERMINATE job; the lifecycle does not change.
 ///
 /// # Errors
-/// `Validation` for an empty, doubled or overlong list; `NotFound`; `Conflict` while a launch is in progress or when a server
-/// has no launched instance.
+/// `Validation` for an empty, doubled or overlong list; `NotFound`; `Conflict` while a launch is in progress, when a
+/// server has no launched instance, or when it was cut over: then the instance is the user's.
 pub async fn terminate_target_instances(
     ports: &Ports,
     servers: &[ServerId],
@@ -263,6 +269,17 @@ pub async fn terminate_target_instances(
         if server.launched_instance.is_none() {
             return Err(OperationError::conflict(id, format!("the server {id} has no launched instance")));
         }
+        if server.life_cycle.state == LifeCycleState::Cutover {
+            let message = format!("the server {id} was cut over: its instance is yours; terminate it where it runs");
+            return Err(OperationError::conflict(id, message));
+        }
+    }
+    for id in servers {
+        change_idle_server(ports, id, |server| {
+            server.give_up_instance();
+            Ok(())
+        })
+        .await?;
     }
     jobs::start_terminate(ports, servers, tags).await
 }

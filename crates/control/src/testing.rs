@@ -192,8 +192,8 @@ impl Workflows for Fake {
         Ok(())
     }
 
-    async fn status(&self, _: &ExecutionId) -> PortResult<Option<ExecutionStatus>> {
-        Ok(None)
+    async fn status(&self, execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>> {
+        self.call(|world| Ok(world.executions.contains_key(&execution.0).then_some(ExecutionStatus::Running)))
     }
 }
 

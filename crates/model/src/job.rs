@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::launch::LaunchedInstance;
 use crate::lifecycle::LifeCycleState;
 use crate::{InstanceId, JobId, ServerId, SnapshotId, Timestamp, VolumeId};
 
@@ -138,9 +139,9 @@ pub struct LaunchWork {
     pub instance: Option<InstanceId>,
     #[serde(default)]
     pub launched_at: Option<Timestamp>,
-    /// The instance of an earlier launch, which this one replaces.
+    /// The instance of an earlier launch, which this one replaces; it is shown again if this one fails.
     #[serde(default)]
-    pub replaces: Option<InstanceId>,
+    pub replaces: Option<LaunchedInstance>,
 }
 
 impl LaunchWork {

@@ -8,9 +8,9 @@ use crate::event::Event;
 use crate::launch::{LaunchConfiguration, LaunchedInstance};
 use crate::lifecycle::{IllegalTransition, LifeCycleCommand, LifeCycleState, transition};
 use crate::link::BootFirmware;
-use crate::replication::DataReplicationInfo;
+use crate::replication::{DataReplicationError, DataReplicationInfo};
 use crate::settings::{MigrationPolicy, ReplicationConfiguration};
-use crate::{Epoch, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
+use crate::{Epoch, InstanceId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
 
 /// A source server: one aggregate, written under one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +48,16 @@ impl SourceServer {
     pub fn request_disconnect(&mut self) {
         if !self.internal.disconnect_requested {
             self.internal.disconnect_requested = true;
+            self.internal.disconnects += 1;
             self.internal.step_started = None;
         }
+    }
+
+    /// Gives the launched instance up: from now on it is on its way out. Its id, if there is one.
+    pub fn give_up_instance(&mut self) -> Option<InstanceId> {
+        let id = self.launched_instance.take()?.ec2_instance_id;
+        self.internal.terminating.push(id.clone());
+        Some(id)
     }
 
     /// The server as MGN's API shows it.
@@ -104,6 +112,12 @@ pub struct ServerInternals {
     pub active_job: Option<JobId>,
     /// Set when the agent is to stop for good; it confirms with its next poll.
     pub disconnect_requested: bool,
+    /// How often the server was disconnected: each time has a `finalize` of its own.
+    pub disconnects: u64,
+    /// Instances that are to go, until they are gone.
+    pub terminating: Vec<InstanceId>,
+    /// Why the last snapshot failed, until one succeeds.
+    pub snapshot_error: Option<DataReplicationError>,
     pub agent_stopped: bool,
     pub agent_version: Option<String>,
     /// When the present initiation step began, to bound it in time.

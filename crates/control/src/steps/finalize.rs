@@ -5,10 +5,10 @@ use rehost_model::replication::DataReplicationState;
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::CheckpointProgress;
 use rehost_model::snapshot::SnapshotSet;
-use rehost_model::{ReplicatorId, SourceServer, Timestamp};
+use rehost_model::{JobId, ReplicatorId, SourceServer, Timestamp};
 
 use super::{Answer, State, StepError, done, in_progress};
-use crate::ports::Ports;
+use crate::ports::{Ports, Tags};
 use crate::{PortError, ledger, repo};
 
 /// How long the agent may take to confirm that it stopped, before its volumes go anyway; milliseconds.
@@ -24,6 +24,10 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     leave_replicator(ports, &server).await?;
     remove_resources(ports, &server).await?;
     forget_snapshots(ports, &server).await?;
+    if anything_is_left(ports, &server).await? {
+        // A step of another execution was just making something when this one began.
+        return in_progress(1);
+    }
     repo::update_server(ports, &server.source_server_id, |server| {
         let internal = &mut server.internal;
         internal.staging.iter_mut().for_each(|disk| {
@@ -35,6 +39,8 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         internal.checkpoint = CheckpointProgress::default();
         internal.replicator_connected = false;
         internal.step_started = None;
+        internal.snapshot_error = None;
+        internal.terminating.clear();
         (internal.received_bytes, internal.synced_bytes) = (0, 0);
         let info = &mut server.data_replication_info;
         info.data_replication_state = DataReplicationState::Disconnected;
@@ -75,14 +81,17 @@ async fn leave_replicator(ports: &Ports, server: &SourceServer) -> Result<(), St
             ports.compute.detach_volume(&assignment.volume, instance).await?;
         }
     }
+    let others: Vec<SourceServer> = repo::list(ports, "").await?;
+    let is_other = |s: &SourceServer| s.source_server_id != server.source_server_id;
+    let wanted = others.iter().any(|s| is_other(s) && s.internal.replicator.as_ref() == Some(id));
     let (replicator, ()) = repo::update_replicator(ports, id, |replicator| {
         replicator.assignments.retain(|a| a.server != server.source_server_id);
         // From here on nobody joins it, so that it can go without taking a newcomer's volumes with it.
-        replicator.draining |= replicator.assignments.is_empty();
+        replicator.draining |= replicator.assignments.is_empty() && !wanted;
         Ok(())
     })
     .await?;
-    if replicator.assignments.is_empty() {
+    if replicator.draining && replicator.assignments.is_empty() {
         remove_replicator(ports, id, &replicator).await?;
     }
     Ok(())
@@ -95,15 +104,32 @@ async fn remove_replicator(ports: &Ports, id: &ReplicatorId, replicator: &Replic
     repo::remove::<ReplicationServer>(ports, id.as_str()).await
 }
 
-/// Staging, conversion and test resources go; a cutover instance and its volumes are only struck out of the ledger.
+/// Everything goes but the instance that the server was cut over to and its volumes: these are only struck out of the ledger.
 async fn remove_resources(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
     let entries = ledger::entries(ports, &server.source_server_id).await?;
-    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries.into_iter().partition(|e| e.purpose == Purpose::Cutover);
+    let users_job = users_job(server);
+    let is_users = |e: &LedgerEntry| e.purpose == Purpose::Cutover && e.job.is_some() && e.job.as_ref() == users_job;
+    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries.into_iter().partition(is_users);
     ledger::remove(ports, ours).await?;
     for entry in &users {
         ledger::strike_out(ports, entry).await?;
     }
     Ok(())
+}
+
+/// The job whose copy belongs to the user: that of the launched instance, if it is a cutover's.
+fn users_job(server: &SourceServer) -> Option<&JobId> {
+    let launched = server.launched_instance.as_ref()?;
+    let cut_over = server.life_cycle.last_cutover.as_ref().and_then(|c| c.initiated.as_ref()?.job_id.as_ref());
+    Some(&launched.job_id).filter(|job| cut_over == Some(job))
+}
+
+/// Whether the ledger still has entries, or the region something with the server's tag that is not the user's.
+async fn anything_is_left(ports: &Ports, server: &SourceServer) -> Result<bool, StepError> {
+    let id = &server.source_server_id;
+    let tagged = ports.compute.tagged_resources(Some(id)).await?;
+    let is_users = |tags: &Tags| tags.get(ledger::PURPOSE_TAG).is_some_and(|purpose| purpose == "cutover");
+    Ok(!ledger::entries(ports, id).await?.is_empty() || tagged.iter().any(|resource| !is_users(&resource.tags)))
 }
 
 async fn forget_snapshots(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {

@@ -7,7 +7,7 @@ use rehost_model::ledger::Purpose;
 use rehost_model::{Job, JobId, ServerId};
 use serde_json::json;
 
-use super::{Answer, JobContext, State, StepError, done, in_progress};
+use super::{Answer, JobContext, State, StepError, done, in_progress, snapshot};
 use crate::ports::Ports;
 use crate::{PortError, events, jobs, ledger, repo};
 
@@ -91,10 +91,11 @@ pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
     context.record(ports, Some((failure_event(&context), data)), |_| {}).await?;
     context.record(ports, Some((JobLogEvent::CleanupStart, context.event_data())), |_| {}).await?;
     remove_of_job(ports, id, job_id).await?;
+    snapshot::discard(ports, state).await?;
     context.record(ports, Some((JobLogEvent::CleanupEnd, context.event_data())), |_| {}).await?;
     repo::update_server(ports, id, |server| {
         if server.launched_instance.as_ref().is_some_and(|l| l.job_id == *job_id) {
-            server.launched_instance = None;
+            server.launched_instance.clone_from(&context.work.replaces);
         }
         if server.internal.active_job.as_ref() == Some(job_id) {
             let result = json!({"jobID": job_id, "launchStatus": LaunchStatus::Failed, "error": cause});
@@ -128,7 +129,7 @@ fn failure_event(context: &JobContext) -> JobLogEvent {
 }
 
 /// What the Catch of the state machine put into `error`.
-fn cause_of(state: &State) -> String {
+pub(super) fn cause_of(state: &State) -> String {
     let text = |name: &str| -> Option<String> {
         state.members.get("error").and_then(|e| e.get(name)).and_then(|v| v.as_str()).map(str::to_owned)
     };
@@ -153,7 +154,7 @@ async fn remove_replaced(ports: &Ports, context: &JobContext) -> Result<(), Step
     let Some(replaced) = &context.work.replaces else {
         return Ok(());
     };
-    remove_instance(ports, &context.server.source_server_id, replaced.as_str()).await
+    remove_instance(ports, &context.server.source_server_id, replaced.ec2_instance_id.as_str()).await
 }
 
 /// Removes an instance and the volumes that its job made for it.

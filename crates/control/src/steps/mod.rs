@@ -27,11 +27,12 @@ use crate::ports::{PortResult, Ports};
 use crate::{PortError, PortErrorKind, jobs, repo};
 
 /// Every step, by the name under which state machines call it.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 17] = [
     "register",
     "provision",
     "replication-status",
     "snapshot",
+    "snapshot-failed",
     "ready-for-test",
     "gate",
     "job-status",
@@ -58,6 +59,7 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         "replication-status" => replication::status(ports, &state).await,
         "ready-for-test" => replication::ready_for_test(ports, &state).await,
         "snapshot" => snapshot::run(ports, &state).await,
+        "snapshot-failed" => snapshot::failed(ports, &state).await,
         "gate" => gate::run(ports, &state).await,
         "job-status" => job::status(ports, &state).await,
         "begin-job" => job::begin(ports, &state).await,

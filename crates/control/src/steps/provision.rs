@@ -52,6 +52,10 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             Ok(Outcome::Succeeded) => finish_step(ports, &server, step, Status::Succeeded).await?,
             Ok(Outcome::Skipped) => finish_step(ports, &server, step, Status::Skipped).await?,
             Err(error) => {
+                // One that went away (with the last server that it served, say) does not come back.
+                if ["NotFound", "ReplicationServerDied"].contains(&error.name.as_str()) {
+                    start_over_with_another(ports, &server).await?;
+                }
                 fail_step(ports, &server, step, &error).await?;
                 return in_progress(RETRY_SECONDS);
             }
@@ -124,7 +128,8 @@ async fn replication_server_spec(
     replicator: &ReplicationServer,
 ) -> Result<ReplicationServerSpec, StepError> {
     let settings = server.internal.replication.settings.clone();
-    let sealed = unhex(&replicator.enrol_token_sealed)?;
+    let sealed = hex::decode(&replicator.enrol_token_sealed)
+        .map_err(|e| PortError::invalid(format!("the sealed token of {}: {e}", replicator.id)))?;
     let enrol_token = ports.keys.open(&sealed, replicator.id.as_str()).await?;
     let enrol_token =
         String::from_utf8(enrol_token).map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
@@ -164,10 +169,10 @@ async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationSer
     let id = ReplicatorId::generate();
     let mut token = [0u8; 32];
     getrandom::fill(&mut token).map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
-    let token = hex(&token);
+    let token = hex::encode(token);
     let replicator = ReplicationServer {
-        enrol_token_sha256: hex(&Sha256::digest(token.as_bytes())),
-        enrol_token_sealed: hex(&ports.keys.seal(token.as_bytes(), id.as_str()).await?),
+        enrol_token_sha256: hex::encode(Sha256::digest(token.as_bytes())),
+        enrol_token_sealed: hex::encode(ports.keys.seal(token.as_bytes(), id.as_str()).await?),
         id,
         instance: None,
         dedicated,
@@ -250,7 +255,9 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         Ok(())
     });
     if let Err(error) = assigned.await {
-        start_over_with_another(ports, server).await?;
+        if error.kind == PortErrorKind::Quota {
+            start_over_with_another(ports, server).await?;
+        }
         return Err(error.into());
     }
     repo::update_server(ports, id, |server| {
@@ -262,6 +269,14 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
 }
 
 async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
+    if let Some(id) = &server.internal.replicator {
+        let avoided = repo::update_replicator(ports, id, |replicator| {
+            replicator.draining |= replicator.assignments.is_empty();
+            Ok(())
+        });
+        // It may not exist any more: then nobody chooses it either.
+        avoided.await.map(|_| ()).or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })?;
+    }
     set_replicator(ports, server, None).await?;
     repo::update_server(ports, &server.source_server_id, |server| {
         if let Some(initiation) = &mut server.data_replication_info.data_replication_initiation {
@@ -340,14 +355,4 @@ async fn fail_step(ports: &Ports, server: &SourceServer, step: Name, error: &Ste
 
 fn is_overdue(ports: &Ports, server: &SourceServer) -> bool {
     server.internal.step_started.is_some_and(|began| ports.clock.now().ms_since(began) > STEP_LIMIT_MS)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Result<Vec<u8>, PortError> {
-    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).ok());
-    let bytes = pairs.map(|pair| pair.and_then(|p| u8::from_str_radix(p, 16).ok()));
-    bytes.collect::<Option<_>>().ok_or_else(|| PortError::invalid("the sealed token is no hexadecimal text"))
 }

@@ -2,6 +2,7 @@
 //! the snapshots, end the hold, and count them only if the hold lasted.
 
 use rehost_model::ledger::{Purpose, ResourceKind};
+use rehost_model::replication::{DataReplicationError, DataReplicationErrorString};
 use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
 use rehost_model::{Epoch, SnapshotId, SourceServer};
 use serde_json::json;
@@ -114,10 +115,7 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
     if !all_completed {
         return in_progress(2);
     }
-    // Somebody else's snapshot at the same checkpoint may have ended the hold while this one was still being taken.
-    let ended_early =
-        server.internal.checkpoint.released >= set.epoch || server.internal.checkpoint.expired >= set.epoch;
-    release_hold(ports, server, set.epoch).await?;
+    let ended_early = !release_hold(ports, server, set.epoch).await?;
     change_set(ports, &set, |set| {
         set.snapshots.clone_from(&snapshots);
         set.state = if ended_early { SnapshotSetState::Failed } else { SnapshotSetState::Confirming };
@@ -150,14 +148,16 @@ fn snapshot_token(set: &SnapshotSet) -> ClientToken {
     ClientToken::derive(&[set.execution.0.as_str(), "snapshot", &set.epoch.to_string()])
 }
 
-async fn release_hold(ports: &Ports, server: &SourceServer, epoch: Epoch) -> Result<(), StepError> {
-    repo::update_server(ports, &server.source_server_id, |server| {
+/// Ends the hold at `epoch`. `false` when it had ended before: somebody else's snapshot of the same checkpoint released it, or
+/// it timed out; what was taken meanwhile may be torn. Decided with the write, since taking snapshots takes its time.
+async fn release_hold(ports: &Ports, server: &SourceServer, epoch: Epoch) -> Result<bool, StepError> {
+    let released = repo::update_server(ports, &server.source_server_id, |server| {
         let checkpoint = &mut server.internal.checkpoint;
+        let lasted = checkpoint.released < epoch && checkpoint.expired < epoch;
         checkpoint.released = checkpoint.released.max(epoch);
-        Ok::<_, StepError>(())
-    })
-    .await
-    .map(|_| ())
+        Ok::<_, StepError>(lasted)
+    });
+    released.await.map(|(_, lasted)| lasted)
 }
 
 /// The replicator has the last word: it says that the hold ended because it was released, not because it timed out.
@@ -174,6 +174,9 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
     change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
     repo::update_server(ports, &server.source_server_id, |server| {
         server.data_replication_info.last_snapshot_date_time = Some(now);
+        if server.internal.snapshot_error.take().is_some() {
+            server.data_replication_info.data_replication_error = None;
+        }
         Ok::<_, StepError>(())
     })
     .await?;
@@ -199,6 +202,40 @@ async fn ask_again(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> An
     })
     .await?;
     in_progress(1)
+}
+
+/// How long to wait after a failure before another snapshot is tried; seconds.
+const RETRY_SECONDS: u64 = 60;
+
+/// The snapshot of an execution failed: what there is of it goes, the reason is shown on the server, and the next attempt
+/// begins anew.
+pub(super) async fn failed(ports: &Ports, state: &State) -> Answer {
+    let server = state.server(ports).await?;
+    if server.internal.disconnect_requested {
+        return stopped();
+    }
+    discard(ports, state).await?;
+    let raw_error = super::job::cause_of(state);
+    let error = DataReplicationError { error: DataReplicationErrorString::LastSnapshotJobFailed, raw_error };
+    repo::update_server(ports, &server.source_server_id, |server| {
+        server.internal.snapshot_error = Some(error.clone());
+        server.data_replication_info.data_replication_error = Some(error.clone());
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    in_progress(RETRY_SECONDS)
+}
+
+/// Removes what an execution's snapshot came to, unless it can be launched from: then it is as good as any other.
+pub(super) async fn discard(ports: &Ports, state: &State) -> Result<(), StepError> {
+    let id = format!("{}/{}", state.server_id()?, state.execution()?);
+    match repo::find::<SnapshotSet>(ports, &id).await? {
+        Some((set, _)) if set.state != SnapshotSetState::Launchable => {
+            delete_snapshots(ports, &set).await?;
+            Ok(repo::remove::<SnapshotSet>(ports, &id).await?)
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn change_set(

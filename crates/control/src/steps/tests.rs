@@ -211,22 +211,33 @@ impl Source {
     }
 
     async fn terminate_jobs(&mut self) {
-        let inputs: Vec<Value> = {
-            let world = self.fake.world();
-            world
-                .executions
-                .values()
-                .filter(|(machine, _)| machine == "terminate")
-                .map(|(_, input)| input.clone())
-                .collect()
-        };
-        for input in inputs {
+        for input in self.executions_of("terminate") {
             self.drive("terminate", input).await.unwrap();
         }
     }
 
     fn job(&self, id: &JobId) -> Job {
         self.item(id.as_str())
+    }
+
+    /// The inputs of the executions of a state machine.
+    fn executions_of(&self, machine: &str) -> Vec<Value> {
+        let world = self.fake.world();
+        world.executions.values().filter(|(m, _)| m == machine).map(|(_, input)| input.clone()).collect()
+    }
+
+    /// Installs the agent again, with its key, as the same server.
+    async fn enrol_again(&mut self) {
+        let mut request = enrol_request(&self.csr);
+        request.source_server_id = Some(self.id.clone());
+        let response = link::enrol(&self.ports, &request).await.unwrap();
+        assert_eq!(response.source_server_id, self.id);
+        self.fake.world().executions.retain(|_, (machine, _)| machine != "migrate");
+        self.agent.serial = self.server().internal.certificate_serials.last().unwrap().clone();
+        let sequence = self.server().internal.event_sequence;
+        let input = json!({"execution": format!("migrate-{sequence}"), "sourceServerID": self.id, "replicate": true});
+        self.fake.world().executions.insert(format!("migrate-{sequence}"), ("migrate".to_owned(), input));
+        (self.agent.volumes, self.stopped, self.held, self.reached) = (vec![], false, None, Epoch(0));
     }
 
     async fn ledger(&self) -> Vec<LedgerEntry> {
@@ -441,6 +452,101 @@ async fn a_replaced_certificate_is_refused_once_the_new_one_was_used() {
     };
     assert!(link::agent_poll(&source.ports, &first, &report).await.is_err());
     assert!(link::agent_poll(&source.ports, &source.agent, &report).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_server_can_be_disconnected_installed_and_disconnected_again() {
+    let mut source = Source::enrol().await;
+    for round in 1..=2u64 {
+        source.reach_ready_for_test().await;
+        operations::disconnect_from_service(&source.ports, &source.id).await.unwrap();
+        let finalizes = source.executions_of("finalize").len();
+        assert_eq!(u64::try_from(finalizes).unwrap(), round, "each disconnection has a finalize of its own");
+        source.finalize().await;
+        assert_eq!(source.ledger().await, [], "round {round}");
+        assert!(source.fake.world().inventory().is_empty(), "round {round}");
+        if round == 1 {
+            source.enrol_again().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_its_copy_a_cutover_cannot_be_finalized() {
+    let mut source = Source::enrol().await;
+    source.reach_ready_for_test().await;
+    source.mark(LifeCycleState::ReadyForCutover).await;
+    let job = source.start(InitiatedBy::StartCutover).await;
+    source.launch(&job).await.unwrap();
+    let servers = std::slice::from_ref(&source.id);
+    operations::terminate_target_instances(&source.ports, servers, BTreeMap::new()).await.unwrap();
+    let error = operations::finalize_cutover(&source.ports, &source.id).await.unwrap_err();
+    assert!(error.to_string().contains("no cutover instance"), "{error}");
+    source.terminate_jobs().await;
+    assert_eq!(source.fake.world().inventory().iter().filter(|(_, p)| p.as_deref() == Some("cutover")).count(), 0);
+}
+
+#[tokio::test]
+async fn after_the_cutover_the_copy_is_the_users() {
+    let mut source = Source::enrol().await;
+    source.migrate().await;
+    let servers = std::slice::from_ref(&source.id);
+    assert!(operations::terminate_target_instances(&source.ports, servers, BTreeMap::new()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_failed_second_test_shows_the_first_ones_instance_again() {
+    let mut source = Source::enrol().await;
+    source.reach_ready_for_test().await;
+    let first = source.start(InitiatedBy::StartTest).await;
+    source.launch(&first).await.unwrap();
+    let instance = source.server().launched_instance.unwrap().ec2_instance_id;
+    source.fake.world().conversion_fails = true;
+    let second = source.start(InitiatedBy::StartTest).await;
+    source.launch(&second).await.unwrap_err();
+    assert_eq!(source.server().life_cycle.state, LifeCycleState::Testing);
+    assert_eq!(source.server().launched_instance.map(|l| l.ec2_instance_id), Some(instance));
+}
+
+#[tokio::test]
+async fn what_was_given_up_is_terminated_after_a_crash() {
+    let mut source = Source::enrol().await;
+    source.reach_ready_for_test().await;
+    let job = source.start(InitiatedBy::StartTest).await;
+    source.launch(&job).await.unwrap();
+    // The lifecycle is written; the call that would create the job is cut off.
+    for n in 0.. {
+        source.fake.fail_call(n, false);
+        let marked =
+            operations::change_server_life_cycle_state(&source.ports, &source.id, LifeCycleState::ReadyForCutover)
+                .await;
+        source.fake.fail_call(usize::MAX, false);
+        assert!(marked.is_err());
+        if source.server().life_cycle.state == LifeCycleState::ReadyForCutover {
+            break;
+        }
+    }
+    assert!(source.executions_of("terminate").is_empty());
+    crate::jobs::recover(&source.ports).await.unwrap();
+    source.terminate_jobs().await;
+    assert!(source.fake.world().inventory().iter().all(|(_, purpose)| purpose.as_deref() != Some("test")));
+}
+
+#[tokio::test]
+async fn a_snapshot_that_fails_is_shown_and_tried_again() {
+    let mut source = Source::enrol().await;
+    let mut state = source.migrate_input();
+    for step in ["register", "provision", "replication-status"] {
+        state = source.drive(step, state).await.unwrap();
+    }
+    state["error"] = json!({"Error": "NoSpace", "Cause": "the disk is full: free some space"});
+    let answer = run(&source.ports, "snapshot-failed", state.clone()).await.unwrap();
+    assert_eq!(answer["status"], "IN_PROGRESS");
+    source.poll().await;
+    let error = source.server().data_replication_info.data_replication_error.unwrap();
+    assert!(error.raw_error.contains("free some space"), "also after the agent's next report: {error:?}");
+    source.drive("snapshot", state).await.unwrap();
+    assert_eq!(source.server().data_replication_info.data_replication_error, None);
 }
 
 /// Fails call `n` of each step of the chain in turn, before and after its effect, and expects the same end.
