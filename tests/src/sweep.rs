@@ -30,9 +30,11 @@ pub fn kill_naming(folder: &Path) {
     }
 }
 
-/// Kills those that run now, without waiting.
-pub fn kill_naming_once(folder: &Path) {
-    kill(&processes_naming(folder));
+/// Kills those that run now, without waiting; which these were.
+pub fn kill_naming_once(folder: &Path) -> Vec<u32> {
+    let pids = processes_naming(folder);
+    kill(&pids);
+    pids
 }
 
 fn kill(pids: &[u32]) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rehost_tests::negative::fails_on_target;
 use rehost_tests::{
     DebianServer, Error, LocalAgent, Machine, MachineSpec, Region, Result, Ssh, Workspace, agent, http_get, paths,
+    sweep,
 };
 use serde_json::Value;
 
@@ -229,17 +230,30 @@ fn leftovers(region: &Region, server: &Value) -> Result<Vec<String>> {
     let machine = machine.unwrap_or_default();
     let volume = |path: &Path| path.file_stem().is_some_and(|stem| machine.contains(&*stem.to_string_lossy()));
     let mut left: Vec<_> = region.leftovers()?.into_iter().filter(|p| !p.ends_with(&instance) && !volume(p)).collect();
-    left.extend(region.processes().into_iter().skip(1).map(|pid| PathBuf::from(format!("/proc/{pid}"))));
+    let copy = sweep::processes_naming(&region.home().join("instances").join(&instance));
+    if copy.is_empty() {
+        return Err(Error::Unexpected(format!("the cutover instance {instance} does not run any more")));
+    }
+    let strangers = region.processes().into_iter().filter(|pid| !copy.contains(pid));
+    left.extend(strangers.map(|pid| PathBuf::from(format!("/proc/{pid}"))));
     Ok(left.into_iter().map(|path| path.display().to_string()).collect())
 }
 
-/// After finalize the agent on the source has stopped for good.
+/// After finalize the agent on the source has stopped for good, and the source goes on serving.
 fn expect_agent_gone(ssh: &Ssh, source: &mut Machine) -> Result<()> {
     source.wait_http(80, "/", PATIENCE)?;
-    let state = ssh.run("systemctl is-active rehost-agent || true")?;
-    if state.trim() == "active" {
-        Err(Error::Unexpected("the agent still runs on the source".to_owned()))
-    } else {
-        Ok(())
+    let started = Instant::now();
+    loop {
+        let state = ssh.run("systemctl is-active rehost-agent; systemctl is-enabled rehost-agent; true")?;
+        if state.split_whitespace().eq(["inactive", "disabled"]) {
+            return Ok(());
+        }
+        if started.elapsed() > Duration::from_secs(60) {
+            return Err(Error::Unexpected(format!(
+                "the agent's unit on the source is {}",
+                state.trim().replace('\n', ", ")
+            )));
+        }
+        thread::sleep(Duration::from_secs(1));
     }
 }
