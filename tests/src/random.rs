@@ -33,6 +33,13 @@ impl Random {
     }
 }
 
+/// A seed of the moment, for a test that is given none.
+#[must_use]
+pub fn seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |t| u64::from(t.subsec_nanos()) | t.as_secs() << 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

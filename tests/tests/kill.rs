@@ -50,7 +50,7 @@ fn kill_the_service() -> Result<()> {
 
 fn series(victim: Victim) -> Result<()> {
     let runs: u32 = variable("KILL_RUNS").unwrap_or(10);
-    let seed: u64 = variable("SEED").unwrap_or_else(rand_seed);
+    let seed: u64 = variable("SEED").unwrap_or_else(rehost_tests::random::seed);
     println!("{victim:?}: SEED={seed} KILL_RUNS={runs}");
     let mut random = Random::new(seed);
     let space = Workspace::new("kill")?;
@@ -65,11 +65,6 @@ fn series(victim: Victim) -> Result<()> {
 
 fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok()?.parse().ok()
-}
-
-fn rand_seed() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(1, |t| u64::from(t.subsec_nanos()) | t.as_secs() << 32)
 }
 
 fn one(region: &mut Region, space: &Workspace, victim: Victim, run: u32, random: &mut Random) -> Result<String> {
