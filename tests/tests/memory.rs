@@ -5,10 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use rehost_tests::error::Context;
+use rehost_tests::random::Random;
 use rehost_tests::{Error, LocalAgent, Region, Result, Workspace, sweep};
 
 const PATIENCE: Duration = Duration::from_secs(240);
 const DISK_BYTES: u64 = 2 << 40;
+const EXTENT_BYTES: u64 = 128 << 20;
 /// What each of the two may hold at its peak.
 const LIMIT_KIB: u64 = 64 << 10;
 
@@ -31,13 +33,17 @@ fn two_tebibytes_take_no_more_than_64_mib_each() -> Result<()> {
     Ok(())
 }
 
-/// Some data at the beginning, in the middle and at the end; holes between.
+/// Incompressible data at the beginning, in the middle and at the end, several windows of it; holes between.
 fn write_source(path: &std::path::Path) -> Result<()> {
     let what = || format!("write {}", path.display());
     let file = File::create(path).context(what)?;
     file.set_len(DISK_BYTES).context(what)?;
-    for offset in [0, DISK_BYTES / 2, DISK_BYTES - (1 << 20)] {
-        file.write_all_at(&[0xa5; 1 << 20], offset).context(what)?;
+    let (mut random, mut block) = (Random::new(1), vec![0; 1 << 20]);
+    for begin in [0, DISK_BYTES / 2, DISK_BYTES - EXTENT_BYTES] {
+        for offset in (begin..begin + EXTENT_BYTES).step_by(1 << 20) {
+            random.fill(&mut block);
+            file.write_all_at(&block, offset).context(what)?;
+        }
     }
     Ok(())
 }
