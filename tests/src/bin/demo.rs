@@ -230,12 +230,13 @@ fn leftovers(region: &Region, server: &Value) -> Result<Vec<String>> {
     let machine = machine.unwrap_or_default();
     let volume = |path: &Path| path.file_stem().is_some_and(|stem| machine.contains(&*stem.to_string_lossy()));
     let mut left: Vec<_> = region.leftovers()?.into_iter().filter(|p| !p.ends_with(&instance) && !volume(p)).collect();
-    let copy = sweep::processes_naming(&region.home().join("instances").join(&instance));
+    let process = std::fs::read(region.home().join("instances").join(&instance).join("process.json"));
+    let process: Value = serde_json::from_slice(&process.unwrap_or_default()).unwrap_or_default();
+    let (copy, others): (Vec<_>, Vec<_>) = region.processes().into_iter().partition(|pid| process["pid"] == *pid);
     if copy.is_empty() {
         return Err(Error::Unexpected(format!("the cutover instance {instance} does not run any more")));
     }
-    let strangers = region.processes().into_iter().filter(|pid| !copy.contains(pid));
-    left.extend(strangers.map(|pid| PathBuf::from(format!("/proc/{pid}"))));
+    left.extend(others.into_iter().map(|pid| PathBuf::from(format!("/proc/{pid}"))));
     Ok(left.into_iter().map(|path| path.display().to_string()).collect())
 }
 
