@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use rehost_tests::negative::fails_on_target;
 use rehost_tests::{
     DebianServer, Error, LocalAgent, Machine, MachineSpec, Region, Result, Ssh, Workspace, agent, http_get, paths,
-    sweep,
 };
 use serde_json::Value;
 
