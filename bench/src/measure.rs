@@ -16,8 +16,8 @@ pub(crate) struct Measured {
     pub(crate) wall_seconds: f64,
     pub(crate) sender_peak_mib: f64,
     pub(crate) receiver_peak_mib: f64,
-    /// Bytes from the sender to the receiver, as a forwarder counts them in a run of its own; 0 where not measured.
-    pub(crate) wire_mb: f64,
+    /// Bytes of frames, as the sender counts them; none where the sender does not.
+    pub(crate) wire_mb: Option<f64>,
 }
 
 /// What one process cost.
@@ -94,6 +94,6 @@ pub(crate) fn median(all: &[Measured]) -> Measured {
         wall_seconds: of(|m| m.wall_seconds),
         sender_peak_mib: of(|m| m.sender_peak_mib),
         receiver_peak_mib: of(|m| m.receiver_peak_mib),
-        wire_mb: of(|m| m.wire_mb),
+        wire_mb: all.iter().all(|m| m.wire_mb.is_some()).then(|| of(|m| m.wire_mb.unwrap_or_default())),
     }
 }

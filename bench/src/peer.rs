@@ -61,7 +61,7 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Measured> {
         wall_seconds,
         sender_peak_mib: sent.peak_mib,
         receiver_peak_mib: received.peak_mib,
-        wire_mb: 0.0,
+        wire_mb: None,
     })
 }
 

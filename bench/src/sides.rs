@@ -45,7 +45,7 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Measured> {
         wall_seconds,
         sender_peak_mib: sent.peak_mib,
         receiver_peak_mib: received.peak_mib,
-        wire_mb: wire / 1e6,
+        wire_mb: Some(wire / 1e6),
     })
 }
 

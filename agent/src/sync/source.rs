@@ -26,7 +26,7 @@ const DATA_PIECE: u64 = 16 << 20;
 pub(super) struct Source {
     disk: DiskSource,
     file: File,
-    /// Past the page cache: what is read once should not displace what the server needs.
+    /// Past the page cache, for a device: what is read once should not displace what the server needs.
     direct: bool,
     has_holes: bool,
 }
@@ -93,7 +93,7 @@ impl Source {
             }
             done = if next < length { next / aligned * aligned } else { length };
         }
-        if !self.direct {
+        if !self.direct && !self.has_holes {
             self.forget(offset, length as u64);
         }
         Ok(())
@@ -189,7 +189,15 @@ impl Source {
     }
 }
 
+/// A device is opened for direct I/O if it can be. An image file is read through the page cache: whoever uses the image has
+/// parts of it there already, and the kernel reads ahead.
 fn open(path: &Path) -> io::Result<(File, bool)> {
+    if !std::fs::metadata(path)?.file_type().is_block_device() {
+        let file = File::open(path)?;
+        // Advice may be ignored, and so may its failure.
+        let _ = fadvise(&file, 0, None, Advice::Sequential);
+        return Ok((file, false));
+    }
     let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
     match OpenOptions::new().read(true).custom_flags(direct).open(path) {
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
