@@ -40,7 +40,7 @@ pub(super) struct Committer {
 
 /// What went wrong, for the session to find.
 #[derive(Default)]
-struct Failure {
+pub(super) struct Failure {
     happened: AtomicBool,
     refusal: Mutex<Option<Refusal>>,
 }
@@ -74,12 +74,9 @@ impl Committer {
         }
     }
 
-    /// The failure that ended the committer.
-    pub(super) fn failure(&self) -> Option<Refusal> {
-        if !self.failure.happened.load(Ordering::Acquire) {
-            return None;
-        }
-        self.failure.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Where it notes what ends it; whoever feeds it may note there, too.
+    pub(super) fn failure_slot(&self) -> Arc<Failure> {
+        self.failure.clone()
     }
 
     /// Commits what is queued and ends.
@@ -99,8 +96,16 @@ impl Drop for Committer {
 }
 
 impl Failure {
-    fn note(&self, refusal: Refusal) {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        if !self.happened.load(Ordering::Acquire) {
+            return None;
+        }
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first one counts.
+    pub(super) fn note(&self, refusal: Refusal) {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(refusal);
         self.happened.store(true, Ordering::Release);
     }
 }

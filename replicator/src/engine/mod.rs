@@ -1,17 +1,20 @@
 //! The data engine of the replicator: sessions of agents on one side, staging volumes on the other.
 //!
 //! ```text
-//!   socket ── session thread ── writes, digests ──> volume (page cache)
-//!                   │ barriers                          │
-//!                   └──> committer thread ── fdatasync ─┘── sidecar ── Ack
+//!   socket ── session thread ── digests ── volume (page cache)
+//!                   │ blocks, barriers        │
+//!             applier thread ── writes ───────┤
+//!                   │ barriers                │
+//!            committer thread ── fdatasync ───┘── sidecar ── Ack
 //! ```
-//! A session has two threads that matter: one receives and applies, the other makes durable and acknowledges, so that
-//! neither waits for the other. What a volume durably holds is recorded in a small *sidecar* file; it is all that a
+//! A session has three threads that matter: one receives and decrypts, one applies, one makes durable and acknowledges, so
+//! that none waits for another, except for room in a short queue. What a volume durably holds is recorded in a small *sidecar* file; it is all that a
 //! restarted replicator needs. After a checkpoint a server's volumes are *held* still until the control plane has taken
 //! its snapshot and releases them, or the hold times out.
 
 mod accept;
 mod admission;
+mod applier;
 mod committer;
 mod digests;
 mod hold;

@@ -22,6 +22,7 @@ use rehost_protocol::{
 use super::{
     accept::Stranger,
     admission::{self, Admission, Disk, Disks},
+    applier::{Applier, Operation},
     committer::{Commit, Committer},
     digests::Digester,
     refusal::{Ended, Refusal},
@@ -69,7 +70,7 @@ pub(super) fn send_error(sender: &Sender, refusal: &Refusal) {
 /// A session that stands. Its parts end in the order in which they are declared.
 struct Session {
     keep_alive: KeepAlive,
-    committer: Committer,
+    applier: Applier,
     entered: Entered,
     disks: Arc<Disks>,
     sender: Sender,
@@ -114,10 +115,11 @@ impl Session {
         let server = peer.server.clone();
         let committer = Committer::start(registry.clone(), server, disks.clone(), sender.clone());
         let committer = committer.map_err(|error| no_thread(&error))?;
+        let applier = Applier::start(disks.clone(), sender.clone(), committer).map_err(|error| no_thread(&error))?;
         let keep_alive = start_keep_alive(registry, sender)?;
         Ok(Self {
             keep_alive,
-            committer,
+            applier,
             entered,
             disks,
             sender: sender.clone(),
@@ -134,13 +136,13 @@ impl Session {
         if matches!(ended, Ended::Lost(_)) {
             self.sender.shutdown();
         }
-        // A failure to commit ends the connection; it, and not the connection's end, is the reason.
-        let ended = self.committer.failure().map_or(ended, Ended::Refused);
+        drop(self.keep_alive);
+        self.applier.finish();
+        // A failure to write or to commit ends the connection; it, and not the connection's end, is the reason.
+        let ended = self.applier.failure().map_or(ended, Ended::Refused);
         if let Ended::Refused(refusal) = &ended {
             self.entered.trouble = Some(refusal.clone());
         }
-        drop(self.keep_alive);
-        self.committer.finish();
         ended
     }
 
@@ -155,7 +157,7 @@ impl Session {
                 Ok(false) => return Ended::Bye,
                 Err(ended) => return ended,
             }
-            if let Some(refusal) = self.committer.failure() {
+            if let Some(refusal) = self.applier.failure() {
                 return refusal.into();
             }
         }
@@ -183,15 +185,18 @@ impl Session {
     fn write(&mut self, block: &DataBlock<'_>) -> Result<(), Refusal> {
         self.wait_until_open()?;
         let disk = find(&self.disks, block.disk)?;
-        let bytes = self.unpacker.unpack(block)?;
-        disk.volume.write(block.offset, bytes)?;
+        disk.volume.range(block.offset, ByteCount(block.raw_length.into()))?;
+        let mut bytes = self.applier.buffer()?;
+        self.unpacker.unpack(block, &mut bytes)?;
+        self.applier.apply(Operation::Write { disk: block.disk, offset: block.offset, bytes })?;
         self.received.fetch_add(block.payload.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
     fn zero(&mut self, disk: DiskIndex, offset: ByteOffset, length: ByteCount) -> Result<(), Refusal> {
         self.wait_until_open()?;
-        find(&self.disks, disk)?.volume.zero(offset, length)
+        find(&self.disks, disk)?.volume.range(offset, length)?;
+        self.applier.apply(Operation::Zero { disk, offset, length })
     }
 
     fn barrier(&mut self, seq: Sequence, progress: Vec<DiskProgress>) -> Result<(), Refusal> {
@@ -200,8 +205,7 @@ impl Session {
             let disk = find(&self.disks, mark.disk)?;
             disk.volume.range(ByteOffset(0), ByteCount(mark.high_water.0))?;
         }
-        self.committer.commit(Commit { seq, progress, checkpoint: None });
-        Ok(())
+        self.applier.apply(Operation::Commit(Commit { seq, progress, checkpoint: None }))
     }
 
     fn checkpoint(&mut self, seq: Sequence, epoch: Epoch) -> Result<(), Refusal> {
@@ -209,12 +213,12 @@ impl Session {
         self.held = true;
         self.entered.registry.close(&self.entered.server, epoch);
         let checkpoint = Some(epoch);
-        self.committer.commit(Commit { seq, progress: Vec::new(), checkpoint });
-        Ok(())
+        self.applier.apply(Operation::Commit(Commit { seq, progress: Vec::new(), checkpoint }))
     }
 
     /// Reading disturbs no hold.
     fn digest(&mut self, id: DigestId, disk: DiskIndex, offset: ByteOffset, length: ByteCount) -> Result<(), Ended> {
+        self.applier.wait_until_applied()?;
         let disk = find(&self.disks, disk)?;
         let (runs, covered) = self.digester.digest(&disk.volume, offset, length)?;
         let runs = runs.runs(covered)?;
@@ -256,22 +260,26 @@ impl Drop for Entered {
     }
 }
 
-/// Unpacks blocks into a buffer of its own, which is never larger than the largest block.
+/// Unpacks blocks.
 #[derive(Default)]
 struct Unpacker {
     zstd: Option<zstd::bulk::Decompressor<'static>>,
-    buffer: Vec<u8>,
 }
 
 impl Unpacker {
-    fn unpack<'a>(&'a mut self, block: &DataBlock<'a>) -> Result<&'a [u8], Refusal> {
+    /// Replaces what is in `target`, which never grows beyond the largest block.
+    fn unpack(&mut self, block: &DataBlock<'_>, target: &mut Vec<u8>) -> Result<(), Refusal> {
         match block.codec {
-            BlockCodec::Raw => Ok(block.payload),
-            BlockCodec::Zstd => self.unpack_zstd(block),
+            BlockCodec::Raw => {
+                target.clear();
+                target.extend_from_slice(block.payload);
+                Ok(())
+            }
+            BlockCodec::Zstd => self.unpack_zstd(block, target),
         }
     }
 
-    fn unpack_zstd(&mut self, block: &DataBlock<'_>) -> Result<&[u8], Refusal> {
+    fn unpack_zstd(&mut self, block: &DataBlock<'_>, target: &mut Vec<u8>) -> Result<(), Refusal> {
         let broken = |reason: &str| {
             Refusal::new(ErrorCode::Protocol, format!("a block at {} cannot be unpacked: {reason}", block.offset))
         };
@@ -279,19 +287,18 @@ impl Unpacker {
             Some(zstd) => zstd,
             none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| broken(&e.to_string()))?),
         };
-        self.buffer.resize(MAX_BLOCK_LENGTH, 0);
-        let length = usize::try_from(block.raw_length).unwrap_or(0);
-        let target = self.buffer.get_mut(..length).unwrap_or_default();
-        let unpacked = zstd.decompress_to_buffer(block.payload, target);
+        let length = usize::try_from(block.raw_length).unwrap_or(usize::MAX).min(MAX_BLOCK_LENGTH);
+        target.resize(length, 0);
+        let unpacked = zstd.decompress_to_buffer(block.payload, target.as_mut_slice());
         match unpacked {
-            Ok(count) if count == length => Ok(target),
+            Ok(count) if count == length => Ok(()),
             Ok(_) => Err(broken("it is shorter than it says")),
             Err(error) => Err(broken(&error.to_string())),
         }
     }
 }
 
-fn find(disks: &Disks, index: DiskIndex) -> Result<&Disk, Refusal> {
+pub(super) fn find(disks: &Disks, index: DiskIndex) -> Result<&Disk, Refusal> {
     disks.get(&index).ok_or_else(|| {
         let text = format!("disk {index} was not offered in this session");
         Refusal::new(ErrorCode::NotAuthorised, text)

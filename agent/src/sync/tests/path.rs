@@ -97,14 +97,14 @@ fn progress_is_shown_and_the_engine_idles() {
     let bed = Bed::new(16 * MIB);
     bed.write(0, &random.bytes(8 * MIB));
     let agent = Agent::start(&bed.config());
-    let progress =
-        wait_for("idleness", || Some(agent.control.progress()).filter(|progress| progress.phase == AgentPhase::Idle));
-    assert!(progress.sent_bytes >= 8 * MIB);
+    // It idles when everything is handed over to the outbox; what that has sent shows with the acknowledgement.
+    wait_for("idleness", || (agent.control.progress().phase == AgentPhase::Idle).then_some(()));
     bed.wait_for("the first copy", |report| report.volumes[0].synced_bytes == bed.size);
     wait_for("its acknowledgement", || {
         let disk = agent.control.progress().disks.remove(0);
         (disk.replicated_storage_bytes == disk.total_storage_bytes).then_some(())
     });
+    assert!(agent.control.progress().sent_bytes >= 8 * MIB);
     assert_eq!(bed.report().checkpoint, Epoch::default());
     assert!(bed.report().connected);
     agent.control.request_checkpoint(Epoch(4));

@@ -1,0 +1,148 @@
+//! Applies what a session has received, in that order: decryption of the next block need not wait for the page cache.
+//!
+//! Commits travel through the same queue, so the committer hears of a barrier when everything before it is applied.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+};
+
+use rehost_link::transport::Sender;
+use rehost_protocol::{ByteCount, ByteOffset, DiskIndex};
+
+use super::{
+    admission::Disks,
+    committer::{Commit, Committer, Failure},
+    refusal::Refusal,
+    session::{find, send_error},
+};
+
+/// Blocks that may wait to be written; each has a buffer that goes round.
+const BUFFERS: usize = 8;
+
+/// What is to be done to the volumes.
+pub(super) enum Operation {
+    /// Bytes of a disk.
+    Write { disk: DiskIndex, offset: ByteOffset, bytes: Vec<u8> },
+    /// A range that is zero.
+    Zero { disk: DiskIndex, offset: ByteOffset, length: ByteCount },
+    /// Everything before it shall be durable.
+    Commit(Commit),
+    /// Somebody wants to know when everything before it is applied.
+    Applied(mpsc::Sender<()>),
+}
+
+/// Handle of a session's applier, and through it of its committer.
+pub(super) struct Applier {
+    queue: Option<mpsc::SyncSender<Operation>>,
+    free: mpsc::Receiver<Vec<u8>>,
+    failure: Arc<Failure>,
+    thread: Option<JoinHandle<()>>,
+    /// Something may be queued that changes a volume.
+    pending: bool,
+}
+
+impl Applier {
+    pub(super) fn start(disks: Arc<Disks>, sender: Sender, committer: Committer) -> io::Result<Self> {
+        let (queue, operations) = mpsc::sync_channel(BUFFERS);
+        let (put_back, free) = mpsc::channel();
+        for _ in 0..BUFFERS {
+            // The other end is in this function's hands.
+            let _ = put_back.send(Vec::new());
+        }
+        let failure = committer.failure_slot();
+        let worker = Worker { disks, sender, committer, failure: failure.clone(), put_back };
+        let thread = thread::Builder::new().name("applier".into()).spawn(move || worker.run(&operations))?;
+        Ok(Self { queue: Some(queue), free, failure, thread: Some(thread), pending: false })
+    }
+
+    /// A buffer for a block, as soon as one is free. Its contents are those of an earlier block.
+    pub(super) fn buffer(&self) -> Result<Vec<u8>, Refusal> {
+        self.free.recv().map_err(|_| self.ended())
+    }
+
+    /// Queues an operation; waits while the queue is full.
+    pub(super) fn apply(&mut self, operation: Operation) -> Result<(), Refusal> {
+        self.pending |= matches!(operation, Operation::Write { .. } | Operation::Zero { .. });
+        let sent = self.queue.as_ref().map(|queue| queue.send(operation));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(self.ended()),
+        }
+    }
+
+    /// Waits until everything queued is applied, for whoever reads the volumes.
+    pub(super) fn wait_until_applied(&mut self) -> Result<(), Refusal> {
+        if self.pending {
+            let (done, applied) = mpsc::channel();
+            self.apply(Operation::Applied(done))?;
+            applied.recv().map_err(|_| self.ended())?;
+            self.pending = false;
+        }
+        Ok(())
+    }
+
+    /// The failure that ended the applier or the committer.
+    pub(super) fn failure(&self) -> Option<Refusal> {
+        self.failure.refusal()
+    }
+
+    /// Applies and commits what is queued, and ends.
+    pub(super) fn finish(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+
+    /// The worker is gone, and has said why before it went.
+    fn ended(&self) -> Refusal {
+        let unknown =
+            || Refusal::new(rehost_protocol::ErrorCode::Io, "the thread that writes to the volumes has ended");
+        self.failure().unwrap_or_else(unknown)
+    }
+}
+
+impl Drop for Applier {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+struct Worker {
+    disks: Arc<Disks>,
+    sender: Sender,
+    committer: Committer,
+    failure: Arc<Failure>,
+    put_back: mpsc::Sender<Vec<u8>>,
+}
+
+impl Worker {
+    fn run(mut self, operations: &mpsc::Receiver<Operation>) {
+        let result = operations.iter().try_for_each(|operation| self.apply(operation));
+        // What came before a failure is made durable all the same.
+        self.committer.finish();
+        if let Err(refusal) = result {
+            self.failure.note(refusal.clone());
+            // The session may be waiting for a frame: the agent that hears of it ends the connection.
+            send_error(&self.sender, &refusal);
+        }
+    }
+
+    fn apply(&self, operation: Operation) -> Result<(), Refusal> {
+        match operation {
+            Operation::Write { disk, offset, bytes } => {
+                find(&self.disks, disk)?.volume.write(offset, &bytes)?;
+                // Nobody takes it any more if the session is over.
+                let _ = self.put_back.send(bytes);
+            }
+            Operation::Zero { disk, offset, length } => find(&self.disks, disk)?.volume.zero(offset, length)?,
+            Operation::Commit(commit) => self.committer.commit(commit),
+            // Nobody waits any more if the session is over.
+            Operation::Applied(done) => drop(done.send(())),
+        }
+        Ok(())
+    }
+}
