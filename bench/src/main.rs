@@ -31,32 +31,7 @@ fn compare() -> Result<()> {
     let image = folder.path().join("source.img");
     println!("writing the image: 2 GiB, of it 700 MB of files, 400 MB random, the rest zeros");
     let data_bytes = image::write(&image)?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    let mut measure_ours = |run: usize| -> Result<()> {
-        ours.push(sides::measure(&image, &folder.path().join(format!("rehost-{run}")))?);
-        Ok(())
-    };
-    let mut measure_theirs = |run: usize| -> Result<()> {
-        theirs.push(peer::measure(&image, &folder.path().join(format!("nbd-{run}")))?);
-        Ok(())
-    };
-    for run in 0..=runs {
-        match run {
-            0 => println!("warming up"),
-            _ => println!("run {run} of {runs}"),
-        }
-        if run % 2 == 0 {
-            measure_ours(run)?;
-            measure_theirs(run)?;
-        } else {
-            measure_theirs(run)?;
-            measure_ours(run)?;
-        }
-    }
-    (ours.remove(0), theirs.remove(0));
-    for (ours, theirs) in ours.iter().zip(&theirs) {
-        println!("wall s: {:.2} and {:.2}", ours.wall_seconds, theirs.wall_seconds);
-    }
+    let (ours, theirs) = measure_all(&image, folder.path(), runs)?;
     let (ours, theirs) = (median(&ours), median(&theirs));
     show(&ours, &theirs);
     let document = json!({
@@ -75,6 +50,29 @@ fn compare() -> Result<()> {
         .with_context(|| format!("write {}", file.display()))?;
     println!("written to {}", file.display());
     Ok(())
+}
+
+/// Every counted run of both.
+fn measure_all(image: &Path, folder: &Path, runs: usize) -> Result<(Vec<Measured>, Vec<Measured>)> {
+    println!("warming up");
+    sides::measure(image, &folder.join("rehost"))?;
+    peer::measure(image, &folder.join("nbd"))?;
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for run in 1..=runs {
+        // Whoever comes second finds memory and disk as the first one left them: each does so in turn.
+        let nbd_first = run % 2 == 1;
+        if nbd_first {
+            theirs.push(peer::measure(image, &folder.join(format!("nbd-{run}")))?);
+        }
+        ours.push(sides::measure(image, &folder.join(format!("rehost-{run}")))?);
+        if !nbd_first {
+            theirs.push(peer::measure(image, &folder.join(format!("nbd-{run}")))?);
+        }
+        if let (Some(ours), Some(theirs)) = (ours.last(), theirs.last()) {
+            println!("run {run} of {runs}: {:.2} s, nbdcopy {:.2} s", ours.wall_seconds, theirs.wall_seconds);
+        }
+    }
+    Ok((ours, theirs))
 }
 
 fn show(ours: &Measured, theirs: &Measured) {
