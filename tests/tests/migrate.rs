@@ -24,16 +24,19 @@ fn qemu_migrate_uefi_gpt() -> Result<()> {
 fn migrate(image: SmallLinux, firmware: Firmware) -> Result<()> {
     let space = Workspace::new("migrate")?;
     let disk = image.page("first page").build(&space.path("source.img"))?;
-    if firmware == Firmware::Bios {
-        // The control: without conversion this disk does not boot there, so that booting proves the conversion.
-        fails_on_target(&disk, &space.path("control"), PATIENCE)?;
-    }
+    // The control: without conversion this disk does not boot there, so that booting proves the conversion.
+    let (unconverted, folder) = (disk.clone(), space.path("control"));
+    let control = (firmware == Firmware::Bios)
+        .then(|| std::thread::spawn(move || fails_on_target(&unconverted, &folder, PATIENCE).map(drop)));
     let region = Region::start(space.folder(), &["127.0.0.1"])?;
     let mut agent = LocalAgent::install(&region, &disk, &space.path("agent"))?;
     agent.start()?;
     let id = agent.server().to_owned();
     region.wait_state(&id, "READY_FOR_TEST", PATIENCE)?;
     region.rehost(&["server", "set", &id, "--probe", "http:80"])?;
+    if let Some(control) = control {
+        control.join().expect("the control ran to its end")?;
+    }
 
     region.rehost(&["test", &id, "--wait"])?;
     assert_eq!(page(&region, &id)?, "first page\n");

@@ -29,6 +29,9 @@ pub const CERTIFICATE_DAYS: u32 = 7;
 /// How often agents and replicators report.
 const POLL_AFTER_MS: u64 = 1000;
 
+/// And while a checkpoint is waited for, from its request to the end of its hold: a hold blocks the agent.
+const POLL_SOON_MS: u64 = 200;
+
 type LinkResult<T> = Result<T, OperationError>;
 
 /// Who signed a request: what stands in a certificate whose chain and signature were verified.
@@ -295,7 +298,8 @@ fn replication_error(error: &ReportedError) -> DataReplicationError {
 }
 
 async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateIdentity) -> LinkResult<AgentDirective> {
-    let answer = |command, renew| Ok(AgentDirective { command, renew, poll_after_ms: POLL_AFTER_MS });
+    let poll_after_ms = poll_after_ms(server);
+    let answer = |command, renew| Ok(AgentDirective { command, renew, poll_after_ms });
     if server.internal.disconnect_requested {
         return answer(AgentCommand::Disconnect, false);
     }
@@ -309,6 +313,11 @@ async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateI
     }
     let replicator: ReplicationServer = repo::load(ports, replicator.as_str()).await?;
     answer(replicate(server, replicator.addresses, volumes), false)
+}
+
+/// When agent and replicator are to report next.
+fn poll_after_ms(server: &SourceServer) -> u64 {
+    if server.internal.checkpoint.is_awaited() { POLL_SOON_MS } else { POLL_AFTER_MS }
 }
 
 fn replicate(server: &SourceServer, replicator_addresses: Vec<String>, volumes: Vec<VolumeId>) -> AgentCommand {
@@ -459,12 +468,14 @@ async fn record_server_report(
 
 async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> LinkResult<ReplicatorDirective> {
     let mut releases = std::collections::BTreeMap::new();
+    let mut soonest_ms = POLL_AFTER_MS;
     for assignment in &replicator.assignments {
         if let Some((server, _)) = repo::find::<SourceServer>(ports, assignment.server.as_str()).await? {
+            soonest_ms = soonest_ms.min(poll_after_ms(&server));
             releases.insert(assignment.server.clone(), server.internal.checkpoint.released);
         }
     }
-    Ok(ReplicatorDirective { assignments: replicator.assignments, releases, poll_after_ms: POLL_AFTER_MS })
+    Ok(ReplicatorDirective { assignments: replicator.assignments, releases, poll_after_ms: soonest_ms })
 }
 
 fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {

@@ -154,6 +154,14 @@ pub struct CheckpointProgress {
     pub expired: Epoch,
 }
 
+impl CheckpointProgress {
+    /// Whether a checkpoint is waited for: one that was asked for and is not there, or one whose hold has not ended.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.requested > self.reached || self.held.is_some()
+    }
+}
+
 /// MGN's `LifeCycle`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -113,7 +113,7 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
         }
     }
     if !all_completed {
-        return in_progress(2);
+        return in_progress(1);
     }
     let ended_early = !release_hold(ports, server, set.epoch).await?;
     change_set(ports, &set, |set| {
