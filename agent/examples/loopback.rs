@@ -38,7 +38,8 @@ fn main() -> Outcome<()> {
     let (client, served) = certificates(&server, &volume)?;
     let engine = Engine::new(EngineConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), served))?;
     let location = target.display().to_string();
-    let assignment = Assignment { server: server.clone(), volume: volume.clone(), size_bytes, location };
+    let assignment =
+        Assignment { server: server.clone(), volume: volume.clone(), size_bytes, location, initialized: false };
     engine.set_assignments(vec![assignment])?;
     let config = SyncConfig {
         addresses: vec![engine.address().to_string()],

@@ -13,6 +13,7 @@ pub mod status;
 pub mod sync;
 pub mod system;
 pub mod text;
+pub mod tracker;
 pub mod uninstall;
 
 /// The version that the agent reports.

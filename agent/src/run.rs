@@ -163,8 +163,8 @@ impl Daemon {
         match directive.command {
             // A certificate that is being renewed for new volumes is no reason to stop the old ones.
             AgentCommand::Wait if directive.renew => return POLL_LIMITS.0,
-            AgentCommand::Wait => self.stop_replication().await,
-            AgentCommand::Replicate { replicator_addresses, disks, checkpoint, throttle_bytes_per_second } => {
+            AgentCommand::Wait | AgentCommand::Pause => self.stop_replication().await,
+            AgentCommand::Replicate { replicator_addresses, disks, checkpoint, throttle_bytes_per_second, .. } => {
                 (self.requested, self.throttle) = (checkpoint, throttle_bytes_per_second);
                 self.replicate(Target { addresses: replicator_addresses, disks }).await;
             }
@@ -261,7 +261,7 @@ impl Daemon {
             sent_bytes: progress.sent_bytes,
             rate_bytes_per_second: progress.rate_bytes_per_second,
             error: self.error(),
-            uninstalling: false,
+            ..AgentReport::default()
         }
     }
 

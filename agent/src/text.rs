@@ -43,7 +43,9 @@ pub fn phase(phase: AgentPhase) -> &'static str {
         AgentPhase::Connecting => "connecting to the replication server",
         AgentPhase::InitialSync => "first copy of everything",
         AgentPhase::Rescan => "comparing, and sending what differs",
-        AgentPhase::Idle => "at its checkpoint; nothing to do",
+        AgentPhase::Backlog => "sending what changed",
+        AgentPhase::Idle => "following what is written",
+        AgentPhase::Paused => "paused: changes are noted and not sent",
         AgentPhase::Stopped => "stopped for good",
     }
 }

@@ -94,11 +94,8 @@ async fn farewell(settings: &AgentSettings, identity: &Identity) -> Result<(), S
     let report = AgentReport {
         agent_version: VERSION.to_owned(),
         phase: AgentPhase::Stopped,
-        disks: Vec::new(),
-        sent_bytes: 0,
-        rate_bytes_per_second: 0,
-        error: None,
         uninstalling: true,
+        ..AgentReport::default()
     };
     let answer: Result<AgentDirective, ControlError> =
         client.post(AGENT_POLL_PATH, &report, &Proof::Certificate(&signer)).await;

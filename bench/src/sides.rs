@@ -94,7 +94,8 @@ pub(crate) fn receive(folder: &Path) -> Result<()> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let engine = Engine::new(EngineConfig::new(listen, ServerTls::new(identity(folder, "replicator")?)?))?;
     let location = folder.join("target.img").display().to_string();
-    let assignment = Assignment { server: server.clone(), volume, size_bytes: IMAGE_BYTES, location };
+    let assignment =
+        Assignment { server: server.clone(), volume, size_bytes: IMAGE_BYTES, location, initialized: false };
     engine.set_assignments(vec![assignment])?;
     fs::write(folder.join("port.new"), engine.address().port().to_string())?;
     fs::rename(folder.join("port.new"), folder.join("port"))?;

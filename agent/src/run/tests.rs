@@ -50,6 +50,8 @@ impl Installed {
             }],
             checkpoint: Epoch(3),
             throttle_bytes_per_second: 1000,
+            checkpoints: rehost_model::link::CheckpointSettings::default(),
+            fence: None,
         }
     }
 

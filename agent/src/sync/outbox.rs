@@ -8,8 +8,8 @@ use std::{
 use rehost_link::transport::Sender;
 use rehost_model::Epoch;
 use rehost_protocol::{
-    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DiskIndex, DiskProgress, Sequence,
-    data_frame_prefix,
+    AgentMessage, BlockCodec, ByteCount, ByteOffset, Consistency, DataBlock, DigestChunk, DigestId, DiskIndex,
+    DiskProgress, Sequence, data_frame_prefix,
 };
 
 use super::{
@@ -130,7 +130,7 @@ impl<'a> Outbox<'a> {
                 self.flush_zeros()?;
                 let (offset, length) = (ByteOffset(offset), ByteCount(length));
                 let disk = self.index(place);
-                self.send_message(&AgentMessage::DigestRequest { id, disk, offset, length })
+                self.send_message(&AgentMessage::DigestRequest { id, disk, offset, length, chunk: DigestChunk::Coarse })
             }
             Outgoing::Checkpoint(epoch) => self.checkpoint(epoch),
         }
@@ -230,7 +230,7 @@ impl<'a> Outbox<'a> {
             self.barrier()?;
         }
         let seq = self.enter_barrier(Some(epoch))?;
-        self.send_message(&AgentMessage::Checkpoint { seq, epoch })
+        self.send_message(&AgentMessage::Checkpoint { seq, epoch, consistency: Consistency::Quiescent })
     }
 
     /// Entered before it is sent: the acknowledgement may be quick.

@@ -224,15 +224,7 @@ async fn settings_are_changed_and_read_back() {
 }
 
 pub(crate) fn report() -> Vec<u8> {
-    let report = AgentReport {
-        agent_version: "0.1.0".to_owned(),
-        phase: Default::default(),
-        disks: vec![],
-        sent_bytes: 0,
-        rate_bytes_per_second: 0,
-        error: None,
-        uninstalling: false,
-    };
+    let report = AgentReport { agent_version: "0.1.0".to_owned(), ..AgentReport::default() };
     serde_json::to_vec(&report).unwrap()
 }
 

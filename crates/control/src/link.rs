@@ -3,8 +3,9 @@
 use rehost_model::launch::LaunchConfiguration;
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::link::{
-    AgentCommand, AgentDirective, AgentPhase, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, IssuedCertificate,
-    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ReportedError, ServerReport,
+    AgentCommand, AgentDirective, AgentPhase, AgentReport, CheckpointSettings, DiskTarget, EnrolRequest, EnrolResponse,
+    IssuedCertificate, RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ReportedError,
+    ServerReport,
 };
 use rehost_model::replication::{
     DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationState,
@@ -272,6 +273,7 @@ fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Tim
         (_, Some(_)) => DataReplicationState::Stalled,
         (AgentPhase::InitialSync, _) => DataReplicationState::InitialSync,
         (AgentPhase::Rescan, _) => DataReplicationState::Rescan,
+        (AgentPhase::Backlog, _) => DataReplicationState::Backlog,
         (AgentPhase::Idle, _) => DataReplicationState::Continuous,
         _ if info.data_replication_state == DataReplicationState::Stalled => DataReplicationState::Backlog,
         _ => info.data_replication_state,
@@ -333,6 +335,8 @@ fn replicate(server: &SourceServer, replicator_addresses: Vec<String>, volumes: 
         checkpoint: server.internal.checkpoint.requested,
         // Mbit/s to bytes a second.
         throttle_bytes_per_second: server.internal.replication.settings.bandwidth_throttling * 125_000,
+        checkpoints: CheckpointSettings::default(),
+        fence: None,
     }
 }
 
@@ -475,7 +479,12 @@ async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> L
             releases.insert(assignment.server.clone(), server.internal.checkpoint.released);
         }
     }
-    Ok(ReplicatorDirective { assignments: replicator.assignments, releases, poll_after_ms: soonest_ms })
+    Ok(ReplicatorDirective {
+        assignments: replicator.assignments,
+        releases,
+        data_keys: std::collections::BTreeMap::new(),
+        poll_after_ms: soonest_ms,
+    })
 }
 
 fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::ReplicatedDisk;
+use crate::replication::{Consistency, ReplicatedDisk, TrackerKind};
 use crate::replicator::Assignment;
 use crate::server::SourceProperties;
 use crate::{Epoch, ServerId, VolumeId};
@@ -111,14 +111,18 @@ pub enum AgentPhase {
     InitialSync,
     /// Comparing digests and sending what differs.
     Rescan,
-    /// At its latest checkpoint; nothing to do.
+    /// Sending what changed; there is more of it than a checkpoint may leave.
+    Backlog,
+    /// Following what is written: the disk and its copy differ by little, or by nothing.
     Idle,
+    /// Told to pause: what is written is noted, and not sent.
+    Paused,
     /// Told to stop, and stopped for good.
     Stopped,
 }
 
 /// The agent's regular report; answered by [`AgentDirective`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AgentReport {
     pub agent_version: String,
@@ -137,6 +141,66 @@ pub struct AgentReport {
     /// Set once, when the source's user uninstalls the agent.
     #[serde(default)]
     pub uninstalling: bool,
+    /// How changes are found; the worst of all disks. None until the disks were opened.
+    #[serde(default)]
+    pub tracker: Option<TrackerKind>,
+    /// Of the newest checkpoint that was acknowledged.
+    #[serde(default)]
+    pub consistency: Option<Consistency>,
+    /// Bytes that changed and are not in an acknowledged checkpoint, in whole granules.
+    #[serde(default)]
+    pub backlog_bytes: u64,
+    /// How old the newest acknowledged checkpoint is if anything changed since, else 0; none before the first.
+    #[serde(default)]
+    pub lag_ms: Option<u64>,
+    /// How long writers were blocked by the last freeze.
+    #[serde(default)]
+    pub last_freeze_ms: Option<u64>,
+    /// The disks of the machine now, sent when they differ from what was enrolled or replicated; empty otherwise.
+    #[serde(default)]
+    pub inventory: Vec<SourceDisk>,
+    /// How far the fence of the directive is.
+    #[serde(default)]
+    pub fence: FenceState,
+}
+
+/// Whether the source is kept from changing while it is cut over. The agent runs the user's quiesce scripts to get there, and
+/// the unquiesce scripts to get back.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "SCREAMING_SNAKE_CASE", rename_all_fields = "camelCase")]
+pub enum FenceState {
+    /// The source is in use.
+    #[default]
+    Open,
+    /// The scripts that were asked for by this fence are running.
+    Closing { fence: FenceId },
+    /// The scripts ended well: nothing but the system itself writes any more.
+    Fenced { fence: FenceId },
+    /// A script failed or took too long; those that had run were undone.
+    Failed { fence: FenceId, reason: String },
+}
+
+/// Name of one fence: the job of the cutover that asks for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FenceId(pub String);
+
+/// How the agent is to make checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CheckpointSettings {
+    /// A checkpoint at least this often while anything changes; milliseconds.
+    pub interval_ms: u64,
+    /// A freeze is given up after this time; milliseconds. 0 forbids freezing.
+    pub max_freeze_ms: u64,
+    /// A script of the hooks is killed after this time; milliseconds.
+    pub hook_timeout_ms: u64,
+}
+
+impl Default for CheckpointSettings {
+    fn default() -> Self {
+        Self { interval_ms: 10_000, max_freeze_ms: 2_000, hook_timeout_ms: 30_000 }
+    }
 }
 
 /// Trouble, as it will be shown to the user.
@@ -174,7 +238,14 @@ pub enum AgentCommand {
         checkpoint: Epoch,
         /// Bytes a second; 0 means no limit.
         throttle_bytes_per_second: u64,
+        #[serde(default)]
+        checkpoints: CheckpointSettings,
+        /// Keep the source fenced for as long as this is set.
+        #[serde(default)]
+        fence: Option<FenceId>,
     },
+    /// Note what changes and send nothing, until told otherwise.
+    Pause,
     /// Stop for good: the server was disconnected or cut over.
     Disconnect,
 }
@@ -223,6 +294,15 @@ pub struct ServerReport {
     pub held: Option<Epoch>,
     /// The newest hold that timed out before it was released.
     pub expired: Epoch,
+    /// Of the newest checkpoint.
+    #[serde(default)]
+    pub consistency: Consistency,
+    /// Whether the volumes are a checkpoint: not before the first one, nor while more is being written than the journal holds.
+    #[serde(default)]
+    pub consistent: bool,
+    /// Bytes of changes in the journal that wait for their checkpoint.
+    #[serde(default)]
+    pub journal_bytes: u64,
     pub volumes: Vec<VolumeReport>,
     pub error: Option<ReportedError>,
 }
@@ -236,6 +316,67 @@ pub struct VolumeReport {
     pub synced_bytes: u64,
 }
 
+/// Upload of the manifest of a volume that is held still; signed with the replicator's certificate.
+pub const REPLICATOR_MANIFEST_PATH: &str = "/rehost/v1/replicator/manifest";
+
+/// Digests of a whole volume at a checkpoint, made by the replicator while it held the volume still.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeManifest {
+    pub server: ServerId,
+    pub volume: VolumeId,
+    pub epoch: Epoch,
+    pub consistency: Consistency,
+    pub size_bytes: u64,
+    /// Bytes covered by one digest, except the last one.
+    pub chunk_bytes: u64,
+    /// BLAKE3 (hex) over all chunk digests in order.
+    pub root: String,
+    /// The first 16 bytes (hex) of the BLAKE3 of each chunk, in order; `-` for a chunk of zeros.
+    pub chunks: Vec<String>,
+}
+
+/// A server's data key: 32 bytes, hex on the wire. It travels inside TLS only, and is never written down or shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DataKey(pub [u8; 32]);
+
+impl std::fmt::Debug for DataKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DataKey(…)")
+    }
+}
+
+impl TryFrom<String> for DataKey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let wrong = "a data key has 64 hexadecimal digits";
+        let (digits, rest) = text.as_bytes().as_chunks::<2>();
+        let bytes: Option<Vec<u8>> = digits.iter().map(hex_byte).collect();
+        match bytes.and_then(|bytes| bytes.try_into().ok()) {
+            Some(key) if rest.is_empty() => Ok(Self(key)),
+            _ => Err(wrong),
+        }
+    }
+}
+
+fn hex_byte(digits: &[u8; 2]) -> Option<u8> {
+    let digit = |at: u8| char::from(at).to_digit(16).and_then(|value| u8::try_from(value).ok());
+    Some(digit(digits[0])? << 4 | digit(digits[1])?)
+}
+
+impl From<DataKey> for String {
+    fn from(key: DataKey) -> Self {
+        use std::fmt::Write as _;
+        key.0.iter().fold(Self::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
 /// What the replicator is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -244,5 +385,8 @@ pub struct ReplicatorDirective {
     pub assignments: Vec<Assignment>,
     /// For each server, the newest checkpoint whose hold is to end.
     pub releases: BTreeMap<ServerId, Epoch>,
+    /// For each server, the key under which its journal is sealed.
+    #[serde(default)]
+    pub data_keys: BTreeMap<ServerId, DataKey>,
     pub poll_after_ms: u64,
 }

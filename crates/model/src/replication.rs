@@ -28,6 +28,34 @@ impl DataReplicationState {
     }
 }
 
+/// How the agent learns what changed on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TrackerKind {
+    /// An eBPF program on the completion of block requests marks what was written.
+    Ebpf,
+    /// The same on the bios of a device without request queue (device-mapper, md, multipath, zram).
+    EbpfBio,
+    /// A private ftrace instance reports the completion of block requests.
+    Ftrace,
+    /// Nothing does: the disk is compared by digests.
+    Rescan,
+}
+
+/// What is known of the state of all disks that a checkpoint is. In ascending order of worth.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Consistency {
+    /// Blocks of different moments: a file system on it may be damaged.
+    #[default]
+    None,
+    /// The file systems were frozen while the last blocks were read: clean. A disk without a file system that can be frozen
+    /// is as it was at that moment if nothing wrote to it.
+    Frozen,
+    /// Nothing was written while the last blocks were read: what a power cut at that moment would have left.
+    Quiescent,
+}
+
 /// MGN's `DataReplicationInitiationStepName`, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -48,6 +48,10 @@ pub struct Assignment {
     pub size_bytes: u64,
     /// Where the replication server finds the volume: a path, or `nvme-serial:vol…` on EC2.
     pub location: String,
+    /// The first copy was complete once, perhaps on another replication server: what this one has no record of is compared,
+    /// and not copied again.
+    #[serde(default)]
+    pub initialized: bool,
 }
 
 #[cfg(test)]
@@ -61,6 +65,7 @@ mod tests {
             volume: VolumeId::generate(),
             size_bytes: 1,
             location: String::new(),
+            initialized: false,
         };
         let replicator = ReplicationServer {
             id: ReplicatorId::generate(),

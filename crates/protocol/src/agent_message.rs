@@ -1,8 +1,8 @@
 //! What an agent says.
 
 use crate::{
-    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, Epoch, FrameHeader, FrameKind, HEADER_LENGTH,
-    MAX_BLOCK_LENGTH, MAX_DISKS, ProtocolError, ProtocolVersion, Sequence, SessionId,
+    ByteCount, ByteOffset, Consistency, DigestChunk, DigestId, DigestKey, DiskIndex, Epoch, FrameHeader, FrameKind,
+    HEADER_LENGTH, MAX_BLOCK_LENGTH, MAX_DISKS, ProtocolError, ProtocolVersion, Sequence, SessionId,
     codec::{FrameWriter, Reader, check_limit},
 };
 
@@ -32,12 +32,15 @@ pub enum AgentMessage<'a> {
         /// How far each disk's initial sync has come.
         progress: Vec<DiskProgress>,
     },
-    /// Everything before it is a consistent state of all disks.
+    /// Everything before it is one state of all disks; acknowledged when the volumes are it.
     Checkpoint {
         /// The number the acknowledgement repeats.
         seq: Sequence,
-        /// The checkpoint the control plane asked for.
+        /// The checkpoint the control plane asked for, at which the volumes are then held still; 0 for one that nobody
+        /// asked for, which is not held.
         epoch: Epoch,
+        /// What is known of that state.
+        consistency: Consistency,
     },
     /// Asks for the digests of a range as it is after everything before this message.
     DigestRequest {
@@ -45,10 +48,12 @@ pub enum AgentMessage<'a> {
         id: DigestId,
         /// Which disk.
         disk: DiskIndex,
-        /// Where it begins; a multiple of [`DIGEST_CHUNK`].
+        /// Where it begins; a multiple of the chunk.
         offset: ByteOffset,
         /// How many bytes; not 0. Only the last chunk of a disk may be partial.
         length: ByteCount,
+        /// How many bytes one digest covers.
+        chunk: DigestChunk,
     },
     /// The agent is alive.
     KeepAlive,
@@ -155,15 +160,17 @@ impl<'a> AgentMessage<'a> {
                 frame.u64(length.0);
             }
             Self::Barrier { seq, progress } => encode_barrier(&mut frame, *seq, progress)?,
-            Self::Checkpoint { seq, epoch } => {
+            Self::Checkpoint { seq, epoch, consistency } => {
                 frame.u64(seq.0);
                 frame.u64(epoch.0);
+                frame.u8(consistency_number(*consistency));
             }
-            Self::DigestRequest { id, disk, offset, length } => {
+            Self::DigestRequest { id, disk, offset, length, chunk } => {
                 frame.u32(id.0);
                 frame.u8(disk.0);
                 frame.u64(offset.0);
                 frame.u64(length.0);
+                frame.u8(chunk.number());
             }
             Self::KeepAlive | Self::Bye => {}
         }
@@ -327,18 +334,30 @@ fn decode_barrier<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, Proto
 fn decode_checkpoint<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, ProtocolError> {
     let seq = Sequence(reader.u64("a checkpoint's number")?);
     let epoch = Epoch(reader.u64("a checkpoint's epoch")?);
-    if epoch == Epoch::default() {
-        return Err(ProtocolError::Invalid { what: "a checkpoint's epoch" });
+    let consistency = match reader.u8("a checkpoint's consistency")? {
+        0 => Consistency::None,
+        1 => Consistency::Frozen,
+        2 => Consistency::Quiescent,
+        _ => return Err(ProtocolError::Invalid { what: "a checkpoint's consistency" }),
+    };
+    Ok(AgentMessage::Checkpoint { seq, epoch, consistency })
+}
+
+fn consistency_number(consistency: Consistency) -> u8 {
+    match consistency {
+        Consistency::None => 0,
+        Consistency::Frozen => 1,
+        Consistency::Quiescent => 2,
     }
-    Ok(AgentMessage::Checkpoint { seq, epoch })
 }
 
 fn decode_digest_request<'a>(reader: &mut Reader<'a>) -> Result<AgentMessage<'a>, ProtocolError> {
     let id = DigestId(reader.u32("a digest request's number")?);
     let disk = DiskIndex(reader.u8("a digest request's disk")?);
     let (offset, length) = reader.range("a digest request")?;
-    if !offset.0.is_multiple_of(DIGEST_CHUNK) {
+    let chunk = DigestChunk::from_number(reader.u8("a digest request's chunk")?)?;
+    if !offset.0.is_multiple_of(chunk.bytes()) {
         return Err(ProtocolError::Invalid { what: "a digest request's offset" });
     }
-    Ok(AgentMessage::DigestRequest { id, disk, offset, length })
+    Ok(AgentMessage::DigestRequest { id, disk, offset, length, chunk })
 }

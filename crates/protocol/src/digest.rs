@@ -4,7 +4,7 @@
 //! what was asked: the runs that fit one frame.
 
 use crate::{
-    ByteCount, DIGEST_CHUNK, MAX_BLOCK_LENGTH, ProtocolError,
+    ByteCount, DigestChunk, MAX_BLOCK_LENGTH, ProtocolError,
     codec::{Reader, check_limit},
 };
 
@@ -42,7 +42,7 @@ pub struct DigestRuns<'a> {
 
 impl<'a> DigestRuns<'a> {
     /// Checks that `bytes` are whole runs that cover exactly `covered` bytes of a disk.
-    pub(crate) fn parse(bytes: &'a [u8], covered: ByteCount) -> Result<Self, ProtocolError> {
+    pub(crate) fn parse(bytes: &'a [u8], covered: ByteCount, chunk: DigestChunk) -> Result<Self, ProtocolError> {
         let mut rest = Reader::new(bytes);
         let mut chunks = 0_u64;
         while let Some((run, next)) = next_run(rest)? {
@@ -56,7 +56,7 @@ impl<'a> DigestRuns<'a> {
                 .ok_or(ProtocolError::Invalid { what: "a run of digests" })?;
             rest = next;
         }
-        if chunks == 0 || chunks != covered.0.div_ceil(DIGEST_CHUNK) {
+        if chunks == 0 || chunks != covered.0.div_ceil(chunk.bytes()) {
             return Err(ProtocolError::Invalid { what: "the bytes covered by digests" });
         }
         Ok(Self { bytes })
@@ -151,8 +151,8 @@ impl DigestRunsBuilder {
     ///
     /// # Errors
     /// If the chunks collected are not those of `covered` bytes.
-    pub fn runs(&self, covered: ByteCount) -> Result<DigestRuns<'_>, ProtocolError> {
-        DigestRuns::parse(&self.bytes, covered)
+    pub fn runs(&self, covered: ByteCount, chunk: DigestChunk) -> Result<DigestRuns<'_>, ProtocolError> {
+        DigestRuns::parse(&self.bytes, covered, chunk)
     }
 
     fn grow(&mut self, tag: u8, count: u64) {

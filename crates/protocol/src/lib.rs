@@ -15,7 +15,7 @@
 //!     |                                Ack(seq) |
 //!     |<----------------------------------------|
 //!     | DigestRequest …                 Digests |  pass after pass, until nothing differs
-//!     | Checkpoint(seq, epoch)         Ack(seq) |
+//!     | Checkpoint(seq, epoch, …)      Ack(seq) |
 //! ```
 //!
 //! This crate opens no sockets and no files. All integers are big-endian.
@@ -37,11 +37,11 @@ pub use error::{ErrorCode, ProtocolError};
 pub use frame::{
     FrameHeader, FrameKind, HEADER_LENGTH, MAX_BLOCK_LENGTH, MAX_BODY_LENGTH, MAX_OPENING_BODY_LENGTH, Phase,
 };
-pub use rehost_model::Epoch;
+pub use rehost_model::{Epoch, replication::Consistency};
 pub use replicator_message::{DigestReply, DiskState, ReplicatorMessage, Welcome};
 pub use units::{
-    ByteCount, ByteOffset, DIGEST_CHUNK, DigestId, DigestKey, DiskIndex, MAX_DISKS, MAX_NAME_LENGTH, MAX_TEXT_LENGTH,
-    Sequence, SessionId,
+    ByteCount, ByteOffset, DIGEST_CHUNK, DigestChunk, DigestId, DigestKey, DiskIndex, FINE_DIGEST_CHUNK, Lineage,
+    MAX_DISKS, MAX_NAME_LENGTH, MAX_TEXT_LENGTH, Sequence, SessionId,
 };
 pub use version::ProtocolVersion;
 

@@ -1,8 +1,8 @@
 //! What a replicator says.
 
 use crate::{
-    ByteCount, DigestId, DigestRuns, DiskIndex, Epoch, ErrorCode, FrameKind, MAX_DISKS, MAX_TEXT_LENGTH, ProtocolError,
-    ProtocolVersion, Sequence,
+    ByteCount, DigestChunk, DigestId, DigestRuns, DiskIndex, Epoch, ErrorCode, FrameKind, Lineage, MAX_DISKS,
+    MAX_TEXT_LENGTH, ProtocolError, ProtocolVersion, Sequence,
     codec::{FrameWriter, Reader, check_limit},
 };
 
@@ -51,6 +51,8 @@ pub struct DiskState {
     pub synced: ByteCount,
     /// The last checkpoint, or 0 for none.
     pub checkpoint: Epoch,
+    /// What the replicator's record of the volume goes back to.
+    pub lineage: Lineage,
 }
 
 /// Digests of the first part of a requested range.
@@ -60,6 +62,8 @@ pub struct DigestReply<'a> {
     pub id: DigestId,
     /// How many bytes from the request's offset on are covered; not 0.
     pub covered: ByteCount,
+    /// How many bytes one digest covers: as in the request.
+    pub chunk: DigestChunk,
     /// Their chunks.
     pub runs: DigestRuns<'a>,
 }
@@ -95,6 +99,7 @@ impl<'a> ReplicatorMessage<'a> {
             Self::Digests(reply) => {
                 frame.u32(reply.id.0);
                 frame.u64(reply.covered.0);
+                frame.u8(reply.chunk.number());
                 frame.bytes(reply.runs.as_bytes());
             }
             Self::KeepAlive => {}
@@ -128,6 +133,7 @@ impl Welcome {
             frame.u8(disk.disk.0);
             frame.u64(disk.synced.0);
             frame.u64(disk.checkpoint.0);
+            frame.bytes(&disk.lineage.0);
         }
         Ok(())
     }
@@ -144,6 +150,7 @@ impl Welcome {
                 disk: DiskIndex(reader.u8("a disk's index")?),
                 synced: ByteCount(reader.u64("a disk's progress")?),
                 checkpoint: Epoch(reader.u64("a disk's checkpoint")?),
+                lineage: Lineage(reader.array("a volume's lineage")?),
             });
         }
         Ok(Self { version, window, keep_alive_milliseconds, disks })
@@ -153,8 +160,9 @@ impl Welcome {
 fn decode_digests(mut reader: Reader<'_>) -> Result<ReplicatorMessage<'_>, ProtocolError> {
     let id = DigestId(reader.u32("a digest reply's number")?);
     let covered = ByteCount(reader.u64("a digest reply's coverage")?);
-    let runs = DigestRuns::parse(reader.rest(), covered)?;
-    Ok(ReplicatorMessage::Digests(DigestReply { id, covered, runs }))
+    let chunk = DigestChunk::from_number(reader.u8("a digest reply's chunk")?)?;
+    let runs = DigestRuns::parse(reader.rest(), covered, chunk)?;
+    Ok(ReplicatorMessage::Digests(DigestReply { id, covered, chunk, runs }))
 }
 
 fn decode_error(mut reader: Reader<'_>) -> Result<ReplicatorMessage<'_>, ProtocolError> {

@@ -51,12 +51,18 @@ fn the_welcome_never_changes() {
         version: ProtocolVersion::V1,
         window: ByteCount(32 << 20),
         keep_alive_milliseconds: 5000,
-        disks: vec![DiskState { disk: DiskIndex(3), synced: ByteCount(0x0102), checkpoint: Epoch(4) }],
+        disks: vec![DiskState {
+            disk: DiskIndex(3),
+            synced: ByteCount(0x0102),
+            checkpoint: Epoch(4),
+            lineage: Lineage([6; 16]),
+        }],
     });
     let expected = [
-        0x81, 0, 0, 0, 0, 0, 0, 32, // header
+        0x81, 0, 0, 0, 0, 0, 0, 48, // header
         0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0x13, 0x88, // version, window, keep-alive
         1, 3, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 0, 0, 4, // one disk
+        6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, // its lineage
     ];
     assert_eq!(replicator_bytes(&welcome), expected);
 }
@@ -114,8 +120,12 @@ fn a_hole_of_terabytes_is_one_run() {
     let mut builder = DigestRunsBuilder::new();
     let covered = ByteCount(2 << 40);
     builder.push_zero(covered.0 / DIGEST_CHUNK);
-    let reply =
-        ReplicatorMessage::Digests(DigestReply { id: DigestId(1), covered, runs: builder.runs(covered).unwrap() });
+    let reply = ReplicatorMessage::Digests(DigestReply {
+        id: DigestId(1),
+        covered,
+        chunk: DigestChunk::Coarse,
+        runs: builder.runs(covered, DigestChunk::Coarse).unwrap(),
+    });
     assert!(replicator_bytes(&reply).len() < 64);
 }
 
@@ -129,8 +139,12 @@ fn a_full_reply_fits_a_frame() {
         }
     }
     let covered = ByteCount(builder.chunks() * DIGEST_CHUNK);
-    let reply =
-        ReplicatorMessage::Digests(DigestReply { id: DigestId(1), covered, runs: builder.runs(covered).unwrap() });
+    let reply = ReplicatorMessage::Digests(DigestReply {
+        id: DigestId(1),
+        covered,
+        chunk: DigestChunk::Coarse,
+        runs: builder.runs(covered, DigestChunk::Coarse).unwrap(),
+    });
     let bytes = replicator_bytes(&reply);
     let (header, body) = split(&bytes);
     assert_eq!(ReplicatorMessage::decode(header.kind, body).unwrap(), reply);
@@ -223,7 +237,7 @@ proptest! {
         progress in prop::collection::vec((any::<u8>(), any::<u64>()), 0..=MAX_DISKS),
     ) {
         let disk = DiskIndex(disk);
-        let (seq, epoch) = (Sequence(number), Epoch(number.max(1)));
+        let (seq, epoch) = (Sequence(number), Epoch(number));
         let aligned = ByteOffset(offset.0 / DIGEST_CHUNK * DIGEST_CHUNK);
         let progress = progress.into_iter().map(|(disk, at)| DiskProgress {
             disk: DiskIndex(disk),
@@ -231,9 +245,13 @@ proptest! {
         });
         check_agent(&AgentMessage::Zero { disk, offset, length });
         check_agent(&AgentMessage::Barrier { seq, progress: progress.collect() });
-        check_agent(&AgentMessage::Checkpoint { seq, epoch });
+        for consistency in [Consistency::None, Consistency::Frozen, Consistency::Quiescent] {
+            check_agent(&AgentMessage::Checkpoint { seq, epoch, consistency });
+        }
         let id = DigestId(id);
-        check_agent(&AgentMessage::DigestRequest { id, disk, offset: aligned, length });
+        for chunk in [DigestChunk::Fine, DigestChunk::Coarse] {
+            check_agent(&AgentMessage::DigestRequest { id, disk, offset: aligned, length, chunk });
+        }
         check_agent(&AgentMessage::KeepAlive);
         check_agent(&AgentMessage::Bye);
     }
@@ -255,8 +273,8 @@ proptest! {
             }
         }
         let covered = ByteCount(builder.chunks() * DIGEST_CHUNK);
-        let runs = builder.runs(covered).unwrap();
-        let sent = ReplicatorMessage::Digests(DigestReply { id: DigestId(id), covered, runs });
+        let runs = builder.runs(covered, DigestChunk::Coarse).unwrap();
+        let sent = ReplicatorMessage::Digests(DigestReply { id: DigestId(id), covered, chunk: DigestChunk::Coarse, runs });
         let bytes = replicator_bytes(&sent);
         let (header, body) = split(&bytes);
         let received = ReplicatorMessage::decode(header.kind, body).unwrap();
@@ -289,7 +307,7 @@ proptest! {
         builder.push_zero(9);
         builder.push_digest([3; 16]);
         let covered = ByteCount(10 * DIGEST_CHUNK);
-        let reply = DigestReply { id: DigestId(1), covered, runs: builder.runs(covered).unwrap() };
+        let reply = DigestReply { id: DigestId(1), covered, chunk: DigestChunk::Coarse, runs: builder.runs(covered, DigestChunk::Coarse).unwrap() };
         for mut frame in [
             agent_bytes(&hello()),
             replicator_bytes(&ReplicatorMessage::Digests(reply)),

@@ -7,7 +7,9 @@ use std::{
 
 use rehost_link::pki_verify::PeerIdentity;
 use rehost_model::VolumeId;
-use rehost_protocol::{ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome};
+use rehost_protocol::{
+    ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, Lineage, ProtocolVersion, Welcome,
+};
 
 use super::{
     refusal::Refusal,
@@ -65,6 +67,7 @@ pub(super) fn welcome(registry: &Registry, disks: &Disks) -> Welcome {
         disk: *index,
         synced: ByteCount(disk.record.durable.synced_bytes),
         checkpoint: disk.record.durable.checkpoint,
+        lineage: Lineage::default(),
     });
     Welcome {
         version: ProtocolVersion::CURRENT,

@@ -222,6 +222,7 @@ mod tests {
             volume: VolumeId::generate(),
             size_bytes: 1 << 20,
             location: directory.path().join("v.img").display().to_string(),
+            initialized: false,
         };
         let sidecar = sidecar::path_of(&assignment, None);
         let mut state = Durable::fresh(&assignment);

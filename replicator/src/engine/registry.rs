@@ -15,6 +15,7 @@ use rehost_link::transport::{Sender, ServerTls};
 use rehost_model::{
     Epoch, ServerId, VolumeId,
     link::{ReportedError, ServerReport, VolumeReport},
+    replication::Consistency,
     replicator::Assignment,
 };
 use rehost_protocol::ErrorCode;
@@ -308,13 +309,17 @@ impl Server {
             .iter()
             .map(|(volume, record)| VolumeReport { volume: volume.clone(), synced_bytes: record.durable.synced_bytes });
         let checkpoints = self.volumes.values().map(|record| record.durable.checkpoint);
+        let checkpoint = checkpoints.min().unwrap_or_default();
         ServerReport {
             server: id.clone(),
             connected: self.session.is_some(),
             received_bytes: self.received.load(Ordering::Relaxed),
-            checkpoint: checkpoints.min().unwrap_or_default(),
+            checkpoint,
             held: self.hold.held(),
             expired: self.hold.expired(),
+            consistency: Consistency::Quiescent,
+            consistent: checkpoint > Epoch::default(),
+            journal_bytes: 0,
             volumes: volumes.collect(),
             error: self.error.clone(),
         }

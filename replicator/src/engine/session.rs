@@ -15,8 +15,8 @@ use rehost_link::{
 };
 use rehost_model::{Epoch, ServerId};
 use rehost_protocol::{
-    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestId, DigestReply, DiskIndex, DiskProgress,
-    ErrorCode, Hello, MAX_BLOCK_LENGTH, ReplicatorMessage, Sequence,
+    AgentMessage, BlockCodec, ByteCount, ByteOffset, DataBlock, DigestChunk, DigestId, DigestReply, DiskIndex,
+    DiskProgress, ErrorCode, Hello, MAX_BLOCK_LENGTH, ReplicatorMessage, Sequence,
 };
 
 use super::{
@@ -169,8 +169,8 @@ impl Session {
             AgentMessage::Data(block) => self.write(&block)?,
             AgentMessage::Zero { disk, offset, length } => self.zero(disk, offset, length)?,
             AgentMessage::Barrier { seq, progress } => self.barrier(seq, progress)?,
-            AgentMessage::Checkpoint { seq, epoch } => self.checkpoint(seq, epoch)?,
-            AgentMessage::DigestRequest { id, disk, offset, length } => {
+            AgentMessage::Checkpoint { seq, epoch, .. } => self.checkpoint(seq, epoch)?,
+            AgentMessage::DigestRequest { id, disk, offset, length, .. } => {
                 self.digest(id, disk, offset, length)?;
             }
             AgentMessage::KeepAlive => {}
@@ -221,9 +221,10 @@ impl Session {
         self.applier.wait_until_applied()?;
         let disk = find(&self.disks, disk)?;
         let (runs, covered) = self.digester.digest(&disk.volume, offset, length)?;
-        let runs = runs.runs(covered)?;
+        let runs = runs.runs(covered, DigestChunk::Coarse)?;
         self.reply.clear();
-        ReplicatorMessage::Digests(DigestReply { id, covered, runs }).encode(&mut self.reply)?;
+        ReplicatorMessage::Digests(DigestReply { id, covered, chunk: DigestChunk::Coarse, runs })
+            .encode(&mut self.reply)?;
         self.sender.send(&[&self.reply])?;
         Ok(())
     }

@@ -105,6 +105,7 @@ mod tests {
             volume: VolumeId::generate(),
             size_bytes: 1 << 20,
             location: directory.join("v.img").display().to_string(),
+            initialized: false,
         }
     }
 

@@ -210,6 +210,7 @@ mod tests {
             volume: VolumeId::generate(),
             size_bytes: size,
             location: path.display().to_string(),
+            initialized: false,
         };
         let volume = Volume::open(&assignment).unwrap();
         (directory, volume, assignment)

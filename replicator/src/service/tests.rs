@@ -87,7 +87,12 @@ impl Control {
                 let mut script = self.script.lock().unwrap();
                 script.reports.push(serde_json::from_slice(&body).unwrap());
                 let assignments = script.assignments.clone();
-                let directive = ReplicatorDirective { assignments, releases: BTreeMap::new(), poll_after_ms: 100 };
+                let directive = ReplicatorDirective {
+                    assignments,
+                    releases: BTreeMap::new(),
+                    data_keys: BTreeMap::new(),
+                    poll_after_ms: 100,
+                };
                 (200, serde_json::to_value(directive).unwrap())
             }
             other => panic!("unexpected path {other}"),
@@ -163,7 +168,13 @@ fn assignment(directory: &std::path::Path) -> Assignment {
     let volume = VolumeId::generate();
     let location = directory.join(format!("{volume}.img"));
     fs::write(&location, vec![0; 8192]).unwrap();
-    Assignment { server: ServerId::generate(), volume, size_bytes: 8192, location: location.display().to_string() }
+    Assignment {
+        server: ServerId::generate(),
+        volume,
+        size_bytes: 8192,
+        location: location.display().to_string(),
+        initialized: false,
+    }
 }
 
 #[tokio::test]

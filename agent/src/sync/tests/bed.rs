@@ -104,6 +104,7 @@ impl Bed {
             volume: self.volume.clone(),
             size_bytes: self.size,
             location: self.target().display().to_string(),
+            initialized: false,
         }
     }
 

@@ -221,7 +221,12 @@ fn never_content(listener: &std::net::TcpListener, tls: &transport::ServerTls, s
     let (socket, _) = listener.accept().unwrap();
     let (sender, mut receiver, _) = transport::accept(socket, tls, &Timeouts::default()).unwrap();
     receiver.receive().unwrap();
-    let state = DiskState { disk: DiskIndex(0), synced: ByteCount(size), checkpoint: Epoch::default() };
+    let state = DiskState {
+        disk: DiskIndex(0),
+        synced: ByteCount(size),
+        checkpoint: Epoch::default(),
+        lineage: rehost_protocol::Lineage::default(),
+    };
     let welcome = Welcome {
         version: ProtocolVersion::CURRENT,
         window: ByteCount(MIB),
@@ -235,8 +240,16 @@ fn never_content(listener: &std::net::TcpListener, tls: &transport::ServerTls, s
             AgentMessage::DigestRequest { id, length, .. } => {
                 let mut runs = DigestRunsBuilder::new();
                 (0..length.0.div_ceil(DIGEST_CHUNK)).for_each(|_| runs.push_digest([255; 16]));
-                let runs = runs.runs(length).unwrap();
-                send(&sender, &ReplicatorMessage::Digests(DigestReply { id, covered: length, runs }));
+                let runs = runs.runs(length, rehost_protocol::DigestChunk::Coarse).unwrap();
+                send(
+                    &sender,
+                    &ReplicatorMessage::Digests(DigestReply {
+                        id,
+                        covered: length,
+                        chunk: rehost_protocol::DigestChunk::Coarse,
+                        runs,
+                    }),
+                );
             }
             AgentMessage::Barrier { seq, .. } => send(&sender, &ReplicatorMessage::Ack { seq }),
             _ => {}

@@ -243,7 +243,7 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         };
         let location = ports.compute.attach_volume(volume, instance).await?;
         let (server, volume) = (id.clone(), volume.clone());
-        assignments.push(Assignment { server, volume, size_bytes: disk.size_bytes, location });
+        assignments.push(Assignment { server, volume, size_bytes: disk.size_bytes, location, initialized: false });
     }
     let assigned = repo::update_replicator(ports, &replicator.id, |replicator| {
         replicator.assignments.retain(|a| a.server != *id);

@@ -102,15 +102,7 @@ impl Source {
 
     async fn poll_agent(&mut self) {
         let phase = if self.stopped { AgentPhase::Stopped } else { AgentPhase::Idle };
-        let report = AgentReport {
-            agent_version: "0".to_owned(),
-            phase,
-            disks: vec![],
-            sent_bytes: 0,
-            rate_bytes_per_second: 0,
-            error: None,
-            uninstalling: false,
-        };
+        let report = AgentReport { agent_version: "0".to_owned(), phase, ..AgentReport::default() };
         let directive = link::agent_poll(&self.ports, &self.agent, &report).await.unwrap();
         if directive.renew {
             link::agent_renew(&self.ports, &self.agent, &RenewRequest { csr: self.csr.clone() }).await.unwrap();
@@ -156,6 +148,9 @@ impl Source {
             checkpoint: self.reached,
             held: if self.hold_expires { None } else { self.held },
             expired,
+            consistency: rehost_model::replication::Consistency::Quiescent,
+            consistent: true,
+            journal_bytes: 0,
             volumes: volumes.map(|v| VolumeReport { volume: v.clone(), synced_bytes: DISK_BYTES }).collect(),
             error: None,
         }
@@ -441,15 +436,7 @@ async fn a_replaced_certificate_is_refused_once_the_new_one_was_used() {
     let first = source.agent.clone();
     source.reach_ready_for_test().await;
     assert_ne!(first.serial, source.agent.serial);
-    let report = AgentReport {
-        agent_version: "0".to_owned(),
-        phase: AgentPhase::Idle,
-        disks: vec![],
-        sent_bytes: 0,
-        rate_bytes_per_second: 0,
-        error: None,
-        uninstalling: false,
-    };
+    let report = AgentReport { agent_version: "0".to_owned(), phase: AgentPhase::Idle, ..AgentReport::default() };
     assert!(link::agent_poll(&source.ports, &first, &report).await.is_err());
     assert!(link::agent_poll(&source.ports, &source.agent, &report).await.is_ok());
 }

@@ -73,7 +73,11 @@ fn pair(client: &ClientTls, server: &ServerTls) -> (Connected, Accepted) {
 
 fn barrier(seq: u64) -> Vec<u8> {
     let mut out = Vec::new();
-    let message = AgentMessage::Checkpoint { seq: Sequence(seq), epoch: Epoch(1) };
+    let message = AgentMessage::Checkpoint {
+        seq: Sequence(seq),
+        epoch: Epoch(1),
+        consistency: rehost_protocol::Consistency::None,
+    };
     message.encode(&mut out).unwrap();
     out
 }
