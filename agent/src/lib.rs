@@ -11,6 +11,7 @@ pub mod service;
 pub mod settings;
 pub mod status;
 pub mod sync;
+mod sys;
 pub mod system;
 pub mod text;
 pub mod tracker;

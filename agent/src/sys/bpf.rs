@@ -1,0 +1,350 @@
+//! bpf(2), as far as a tracker needs it: maps, programs on kernel tracepoints, pins.
+
+use std::{
+    ffi::{CStr, CString},
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+    ptr,
+};
+
+const MAP_CREATE: libc::c_int = 0;
+const PROG_LOAD: libc::c_int = 5;
+const OBJ_PIN: libc::c_int = 6;
+const OBJ_GET: libc::c_int = 7;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
+const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+
+const PROG_TYPE_TRACING: u32 = 26;
+const ATTACH_TYPE_TRACE_RAW_TP: u32 = 23;
+
+/// The kernel lets GPL-compatible programs alone read its structures; this is one of the names it knows as such.
+const LICENSE: &CStr = c"Dual MIT/GPL";
+
+/// What the verifier says is kept up to this length.
+const LOG_BYTES: usize = 64 * 1024;
+
+/// What a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MapShape {
+    pub(crate) kind: MapKind,
+    /// Bytes of one key.
+    pub(crate) key: u32,
+    /// Bytes of one value.
+    pub(crate) value: u32,
+    pub(crate) entries: u32,
+}
+
+/// The kinds of maps in use, with the kernel's number and flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MapKind {
+    /// An array that user space maps into its memory.
+    SharedArray,
+    /// A hash table, allocated beforehand.
+    Hash,
+}
+
+impl MapKind {
+    fn number(self) -> u32 {
+        match self {
+            Self::Hash => 1,
+            Self::SharedArray => 2,
+        }
+    }
+
+    fn flags(self) -> u32 {
+        const MMAPABLE: u32 = 1 << 10;
+        match self {
+            Self::Hash => 0,
+            Self::SharedArray => MMAPABLE,
+        }
+    }
+}
+
+/// One instruction, as the kernel reads it.
+#[repr(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Instruction(pub(crate) [u8; 8]);
+
+/// Makes a map. Its name (at most 15 letters, digits, `_`) is what tools show.
+///
+/// # Errors
+/// No right, no memory (before 5.11 that is the locked-memory limit), or a kernel without such maps.
+pub(crate) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        key: u32,
+        value: u32,
+        entries: u32,
+        flags: u32,
+        inner_map: u32,
+        numa_node: u32,
+        name: [u8; 16],
+    }
+    let MapShape { kind, key, value, entries } = shape;
+    let (flags, kind) = (kind.flags(), kind.number());
+    let mut attributes =
+        Attributes { kind, key, value, entries, flags, inner_map: 0, numa_node: 0, name: object_name(name) };
+    // SAFETY: the attributes of MAP_CREATE hold no pointers.
+    let fd = unsafe { bpf(MAP_CREATE, &mut attributes) }?;
+    // SAFETY: MAP_CREATE returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Why a program was refused.
+#[derive(Debug, thiserror::Error)]
+#[error("the kernel refuses the program {name}: {source}{}", if .log.is_empty() { String::new() } else { format!("; {log}") })]
+pub(crate) struct LoadError {
+    name: String,
+    source: io::Error,
+    /// The end of what the verifier said.
+    log: String,
+}
+
+/// Loads a program for the kernel tracepoint whose `btf_trace_…` type has this number in the kernel's BTF.
+///
+/// # Errors
+/// No right, or the verifier refuses it; the error has the end of its log.
+pub(crate) fn load_program(name: &str, code: &[Instruction], attach_to: u32) -> Result<OwnedFd, LoadError> {
+    // The log costs time and is of use after a failure alone.
+    try_load(name, code, attach_to, &mut []).or_else(|source| {
+        let mut log = vec![0; LOG_BYTES];
+        try_load(name, code, attach_to, &mut log).map_err(|_| {
+            let (name, log) = (name.to_owned(), end_of_log(&log));
+            LoadError { name, source, log }
+        })
+    })
+}
+
+fn try_load(name: &str, code: &[Instruction], attach_to: u32, log: &mut [u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        instructions: u32,
+        code: u64,
+        license: u64,
+        log_level: u32,
+        log_bytes: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: [u8; 16],
+        interface: u32,
+        attach_type: u32,
+        /// Debug information of the program itself: none.
+        debug_information: [u32; 9],
+        attach_btf_id: u32,
+        attach_program: u32,
+        padding: u32,
+    }
+    let mut attributes = Attributes {
+        kind: PROG_TYPE_TRACING,
+        instructions: length(code.len())?,
+        code: address(code.as_ptr()),
+        license: address(LICENSE.as_ptr()),
+        log_level: u32::from(!log.is_empty()),
+        log_bytes: length(log.len())?,
+        log: if log.is_empty() { 0 } else { address(log.as_mut_ptr()) },
+        kernel_version: 0,
+        flags: 0,
+        name: object_name(name),
+        interface: 0,
+        attach_type: ATTACH_TYPE_TRACE_RAW_TP,
+        debug_information: [0; 9],
+        attach_btf_id: attach_to,
+        attach_program: 0,
+        padding: 0,
+    };
+    // SAFETY: code, licence and log outlive the call, and their lengths are those of the slices; the log is ours to write.
+    let fd = unsafe { bpf(PROG_LOAD, &mut attributes) }?;
+    // SAFETY: PROG_LOAD returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a loaded program. It stays attached until the link is closed and, where it is pinned, unpinned.
+///
+/// # Errors
+/// The tracepoint is of a module that went, or no memory.
+pub(crate) fn attach(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        /// None: the program was loaded for one tracepoint.
+        name: u64,
+        program: RawFd,
+        padding: u32,
+    }
+    let mut attributes = Attributes { name: 0, program: program.as_raw_fd(), padding: 0 };
+    // SAFETY: the only pointer is null, which means "as loaded".
+    let fd = unsafe { bpf(RAW_TRACEPOINT_OPEN, &mut attributes) }?;
+    // SAFETY: RAW_TRACEPOINT_OPEN returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[repr(C)]
+struct PinAttributes {
+    path: u64,
+    object: RawFd,
+    flags: u32,
+}
+
+/// Gives a map or a link a name in bpffs, so that it outlives the process.
+///
+/// # Errors
+/// The path is not in a bpffs, or exists.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attributes = PinAttributes { path: address(path.as_ptr()), object: object.as_raw_fd(), flags: 0 };
+    // SAFETY: the path is a C string that outlives the call.
+    unsafe { bpf(OBJ_PIN, &mut attributes) }.map(drop)
+}
+
+/// Opens what is pinned.
+///
+/// # Errors
+/// Nothing is.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    let mut attributes = PinAttributes { path: address(path.as_ptr()), object: 0, flags: 0 };
+    // SAFETY: the path is a C string that outlives the call.
+    let fd = unsafe { bpf(OBJ_GET, &mut attributes) }?;
+    // SAFETY: OBJ_GET returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the map has this shape.
+///
+/// # Errors
+/// It is not a map.
+pub(crate) fn has_shape(map: BorrowedFd<'_>, shape: MapShape) -> io::Result<bool> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Information {
+        kind: u32,
+        id: u32,
+        key: u32,
+        value: u32,
+        entries: u32,
+        flags: u32,
+    }
+    let mut found = Information::default();
+    // SAFETY: `Information` is the beginning of the kernel's bpf_map_info: plain integers.
+    unsafe { information(map, &mut found) }?;
+    let MapShape { kind, key, value, entries } = shape;
+    Ok((found.kind, found.key, found.value, found.entries, found.flags)
+        == (kind.number(), key, value, entries, kind.flags()))
+}
+
+/// The number of the program that a link attaches.
+///
+/// # Errors
+/// It is not a link.
+pub(crate) fn linked_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Information {
+        kind: u32,
+        id: u32,
+        program: u32,
+        padding: u32,
+    }
+    let mut found = Information::default();
+    // SAFETY: `Information` is the beginning of the kernel's bpf_link_info: plain integers.
+    unsafe { information(link, &mut found) }?;
+    Ok(found.program)
+}
+
+/// Opens a program by its number.
+///
+/// # Errors
+/// It is gone.
+pub(crate) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        id: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut attributes = Attributes { id, next: 0, flags: 0 };
+    // SAFETY: the attributes of PROG_GET_FD_BY_ID hold no pointers.
+    let fd = unsafe { bpf(PROG_GET_FD_BY_ID, &mut attributes) }?;
+    // SAFETY: PROG_GET_FD_BY_ID returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How often a program was not run since it was running already on that CPU. Kernels that do not count this (before 5.12)
+/// do not leave runs out either.
+///
+/// # Errors
+/// It is not a program.
+pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Information {
+        /// What precedes the count, in all kernels that have it.
+        before: [u64; 26],
+        misses: u64,
+    }
+    let mut found = Information::default();
+    // SAFETY: `Information` is the beginning of the kernel's bpf_prog_info, in which zeroed lengths ask for no arrays.
+    unsafe { information(program, &mut found) }?;
+    Ok(found.misses)
+}
+
+/// # Safety
+/// `T` must be a beginning of the structure that the kernel has for this kind of object, valid with any bits.
+unsafe fn information<T>(object: BorrowedFd<'_>, found: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        object: RawFd,
+        length: u32,
+        found: u64,
+    }
+    let mut attributes =
+        Attributes { object: object.as_raw_fd(), length: length(size_of::<T>())?, found: address(found) };
+    // SAFETY: the kernel writes at most `length` bytes, all of them in `found`, which is borrowed for the call.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes) }.map(drop)
+}
+
+/// # Safety
+/// `A` must be the attributes that the command takes, without gaps, and every address in them valid during the call.
+unsafe fn bpf<A>(command: libc::c_int, attributes: &mut A) -> io::Result<RawFd> {
+    // SAFETY: the caller vouches for the attributes; the kernel reads (and sometimes writes) exactly their size.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_mut(attributes), size_of::<A>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    RawFd::try_from(result).map_err(io::Error::other)
+}
+
+fn address<T>(pointer: *const T) -> u64 {
+    pointer.expose_provenance() as u64
+}
+
+fn length(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+fn object_name(name: &str) -> [u8; 16] {
+    let mut field = [0; 16];
+    for (to, from) in field.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
+    }
+    field
+}
+
+/// The last lines, which say what was wrong.
+fn end_of_log(log: &[u8]) -> String {
+    let text = log.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<_> = text.lines().rev().take(6).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+}
