@@ -43,6 +43,39 @@ pub(crate) fn record_changes(before: &SourceServer, after: &mut SourceServer, no
     if from != to {
         record(after, now, EventType::SnapshotCreated, json!({"lastSnapshotDateTime": to}));
     }
+    record_disks(before, after, now);
+    record_replication_server(before, after, now);
+    let (from, to) = (&before.internal.observed.fence, after.internal.observed.fence.clone());
+    if *from != to {
+        record(after, now, EventType::FenceChange, json!({"previous": from, "fence": to}));
+    }
+}
+
+/// What came, grew, or is replicated from now on; the first plan of an enrolment is none of these.
+fn record_disks(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {
+    let unreplicated = |server: &SourceServer| -> Vec<_> { server.new_disks().cloned().collect() };
+    let known = unreplicated(before);
+    for disk in unreplicated(after).iter().filter(|disk| !known.contains(disk)) {
+        let data = json!({"change": "APPEARED", "deviceName": disk.device_name, "sizeBytes": disk.size_bytes});
+        record(after, now, EventType::DiskChange, data);
+    }
+    for disk in after.internal.staging.clone() {
+        let old = before.internal.staging.iter().find(|old| old.device_name == disk.device_name);
+        let change = match old {
+            None => "ADDED",
+            Some(old) if old.size_bytes < disk.size_bytes => "GROWN",
+            Some(_) => continue,
+        };
+        let data = json!({"change": change, "deviceName": disk.device_name, "sizeBytes": disk.size_bytes});
+        record(after, now, EventType::DiskChange, data);
+    }
+}
+
+fn record_replication_server(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {
+    let (from, to) = (before.internal.replicator.clone(), after.internal.replicator.clone());
+    if from != to {
+        record(after, now, EventType::ReplicationServerChange, json!({"previous": from, "replicatorID": to}));
+    }
 }
 
 fn record_initiation_steps(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {

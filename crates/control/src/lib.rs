@@ -12,6 +12,7 @@ pub mod jobs;
 pub mod ledger;
 pub mod link;
 pub mod monitor;
+mod observe;
 pub mod operations;
 pub mod ports;
 mod repo;

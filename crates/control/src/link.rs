@@ -1,18 +1,14 @@
 //! What agents and replicators are answered. They only ever report and ask; the steps decide.
 
-use rehost_model::launch::LaunchConfiguration;
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::link::{
-    AgentCommand, AgentDirective, AgentPhase, AgentReport, CheckpointSettings, DiskTarget, EnrolRequest, EnrolResponse,
-    IssuedCertificate, RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ReportedError,
-    ServerReport,
+    AgentCommand, AgentDirective, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, IssuedCertificate,
+    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ServerReport,
 };
-use rehost_model::replication::{
-    DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationState,
-};
+use rehost_model::replication::{DataReplicationInfo, DataReplicationState};
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::{CheckpointProgress, LifeCycle, ReplicationType, ServerInternals, StagingDisk};
-use rehost_model::settings::{MAX_DISKS_PER_SERVER, MigrationPolicy, ReplicationConfiguration};
+use rehost_model::settings::{MAX_DISKS_PER_SERVER, ReplicationConfiguration};
 use rehost_model::{
     LifeCycleState, ReplicatorId, ServerId, SourceServer, Timestamp, VolumeId, event::EventType, region,
 };
@@ -22,7 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::authority::{self, Authority, Issued, Subject};
 use crate::operations::OperationError;
 use crate::ports::{PortResult, Ports};
-use crate::{PortError, PortErrorKind, events, repo};
+use crate::{PortError, PortErrorKind, events, observe, repo};
 
 /// How long certificates of agents and replicators are valid; they renew them themselves.
 pub const CERTIFICATE_DAYS: u32 = 7;
@@ -129,29 +125,11 @@ async fn new_server(ports: &Ports, request: &EnrolRequest, id: &ServerId, now: T
         source_properties: request.properties.clone(),
         launched_instance: None,
         internal: ServerInternals {
-            event_sequence: 0,
-            outbox: Vec::new(),
             replication: ReplicationConfiguration { settings, replicated_disks: Vec::new() },
-            launch: LaunchConfiguration::default(),
-            policy: MigrationPolicy::default(),
             firmware: request.firmware,
             staging: staging_disks(request),
-            replicator: None,
-            checkpoint: CheckpointProgress::default(),
-            replicator_connected: false,
-            received_bytes: 0,
-            synced_bytes: 0,
-            paired_volumes: Vec::new(),
-            certificate_serials: Vec::new(),
-            public_key_sha256: String::new(),
-            active_job: None,
-            disconnect_requested: false,
-            disconnects: 0,
-            terminating: Vec::new(),
-            snapshot_error: None,
-            agent_stopped: false,
             agent_version: Some(request.agent_version.clone()),
-            step_started: None,
+            ..ServerInternals::default()
         },
     })
 }
@@ -165,8 +143,7 @@ fn staging_disks(request: &EnrolRequest) -> Vec<StagingDisk> {
             device_name: disk.device_name.clone(),
             size_bytes: disk.size_bytes,
             is_boot_disk: disk.is_boot_disk,
-            volume: None,
-            attached: false,
+            ..StagingDisk::default()
         })
         .collect();
     disks.sort_by_key(|disk| !disk.is_boot_disk);
@@ -175,8 +152,10 @@ fn staging_disks(request: &EnrolRequest) -> Vec<StagingDisk> {
 
 fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) -> LinkResult<()> {
     let id = server.source_server_id.clone();
-    if server.life_cycle.state == LifeCycleState::Disconnected {
-        if server.data_replication_info.data_replication_state != DataReplicationState::Disconnected {
+    if matches!(server.life_cycle.state, LifeCycleState::Disconnected | LifeCycleState::Stopped) {
+        let disconnected = server.data_replication_info.data_replication_state == DataReplicationState::Disconnected;
+        let leaving = server.life_cycle.state == LifeCycleState::Disconnected && !disconnected;
+        if leaving || server.internal.stop_requested {
             let message = format!("the server {id} is still being disconnected; install again in a minute");
             return Err(OperationError::conflict(&id, message));
         }
@@ -184,6 +163,7 @@ fn take_back(server: &mut SourceServer, request: &EnrolRequest, now: Timestamp) 
         server.is_archived = false;
         server.internal.staging = staging_disks(request);
         server.internal.checkpoint = CheckpointProgress::default();
+        (server.internal.paused, server.internal.fence) = (false, None);
         server.data_replication_info = DataReplicationInfo::stopped();
     } else if server.life_cycle.state == LifeCycleState::Cutover {
         let message =
@@ -221,7 +201,7 @@ pub async fn agent_poll(
     let now = ports.clock.now();
     let (server, ()) = repo::update_server(ports, &id, |server| {
         from_serial_on(&mut server.internal.certificate_serials, &identity.serial)?;
-        record_agent_report(server, report, now);
+        observe::hear_agent(server, report, now);
         Ok::<_, OperationError>(())
     })
     .await?;
@@ -242,79 +222,30 @@ fn from_serial_on(serials: &mut Vec<String>, serial: &str) -> PortResult<()> {
     }
 }
 
-fn record_agent_report(server: &mut SourceServer, report: &AgentReport, now: Timestamp) {
-    server.life_cycle.last_seen_by_service_date_time = Some(now);
-    server.internal.agent_version = Some(report.agent_version.clone());
-    server.internal.agent_stopped = report.phase == AgentPhase::Stopped;
-    let info = &mut server.data_replication_info;
-    // Until the initiation is over the state is its own, and so is its error: an agent without trouble must not hide it.
-    let initiating = info.data_replication_initiation.as_ref().is_some_and(|i| i.current().is_some());
-    if initiating || !info.data_replication_state.is_active() {
-        if let (Some(error), DataReplicationState::Initiating) = (&report.error, info.data_replication_state) {
-            info.data_replication_error = Some(replication_error(error));
-        }
-        return;
-    }
-    if !report.disks.is_empty() {
-        info.replicated_disks.clone_from(&report.disks);
-    }
-    if report.sent_bytes > 0 {
-        server.life_cycle.first_byte_date_time.get_or_insert(now);
-    }
-    let remaining: u64 =
-        report.disks.iter().map(|d| d.total_storage_bytes.saturating_sub(d.replicated_storage_bytes)).sum();
-    info.eta_date_time = remaining
-        .checked_div(report.rate_bytes_per_second)
-        .filter(|_| remaining > 0)
-        .map(|seconds| now.plus_ms(seconds.saturating_mul(1000)));
-    let snapshot_error = server.internal.snapshot_error.clone();
-    info.data_replication_error = report.error.as_ref().map(replication_error).or(snapshot_error);
-    info.data_replication_state = match (report.phase, &report.error) {
-        (_, Some(_)) => DataReplicationState::Stalled,
-        (AgentPhase::InitialSync, _) => DataReplicationState::InitialSync,
-        (AgentPhase::Rescan, _) => DataReplicationState::Rescan,
-        (AgentPhase::Backlog, _) => DataReplicationState::Backlog,
-        (AgentPhase::Idle, _) => DataReplicationState::Continuous,
-        _ if info.data_replication_state == DataReplicationState::Stalled => DataReplicationState::Backlog,
-        _ => info.data_replication_state,
-    };
-    if let Some(reached) = server.internal.checkpoint.reached_at {
-        info.lag_duration = Some(now.since(reached));
-    }
-}
-
-fn replication_error(error: &ReportedError) -> DataReplicationError {
-    let kind = match error.code.as_str() {
-        "NotConverging" => DataReplicationErrorString::NotConverging,
-        "ReplicatorUnreachable" => DataReplicationErrorString::FailedToConnectAgentToReplicationServer,
-        "DiskVanished" | "DiskResized" | "DiskUnreadable" | "SizeMismatch" => {
-            DataReplicationErrorString::UnsupportedVmConfiguration
-        }
-        "NotAuthorised" | "CertificateRefused" | "UnknownVolume" => {
-            DataReplicationErrorString::FailedToPairReplicationServerWithAgent
-        }
-        "NoSpace" | "VolumeFailed" => DataReplicationErrorString::FailedToStartDataTransfer,
-        _ => DataReplicationErrorString::UnstableNetwork,
-    };
-    DataReplicationError { error: kind, raw_error: format!("{}: {}", error.code, error.message) }
-}
-
 async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateIdentity) -> LinkResult<AgentDirective> {
     let poll_after_ms = poll_after_ms(server);
     let answer = |command, renew| Ok(AgentDirective { command, renew, poll_after_ms });
     if server.internal.disconnect_requested {
         return answer(AgentCommand::Disconnect, false);
     }
-    let staging = &server.internal.staging;
-    let volumes: Vec<_> = staging.iter().filter(|d| d.attached).filter_map(|d| d.volume.clone()).collect();
-    let Some(replicator) = server.internal.replicator.as_ref().filter(|_| volumes.len() == staging.len()) else {
+    if !server.data_replication_info.data_replication_state.is_active() {
         return answer(AgentCommand::Wait, false);
-    };
-    if identity.volumes != volumes {
-        return answer(AgentCommand::Wait, true);
     }
+    let attached: Vec<_> =
+        server.internal.staging.iter().filter(|d| d.attached).filter_map(|d| d.volume.clone()).collect();
+    let renew = !attached.is_empty() && identity.volumes != attached;
+    if server.internal.paused {
+        return answer(AgentCommand::Pause, renew);
+    }
+    // What its certificate names goes on while a new one for a disk that came is fetched.
+    let disks = disk_targets(server, &identity.volumes);
+    let Some(replicator) = server.internal.replicator.as_ref().filter(|_| !disks.is_empty()) else {
+        let followed = server.internal.staging.iter().any(|disk| disk.initialized);
+        // While its replication server is replaced, a source that was followed goes on noting what changes.
+        return answer(if followed { AgentCommand::Pause } else { AgentCommand::Wait }, renew);
+    };
     let replicator: ReplicationServer = repo::load(ports, replicator.as_str()).await?;
-    answer(replicate(server, replicator.addresses, volumes), false)
+    answer(replicate(server, replicator.addresses, disks), renew)
 }
 
 /// When agent and replicator are to report next.
@@ -322,21 +253,25 @@ fn poll_after_ms(server: &SourceServer) -> u64 {
     if server.internal.checkpoint.is_awaited() { POLL_SOON_MS } else { POLL_AFTER_MS }
 }
 
-fn replicate(server: &SourceServer, replicator_addresses: Vec<String>, volumes: Vec<VolumeId>) -> AgentCommand {
-    let disks = server.internal.staging.iter().zip(volumes).zip(0u8..).map(|((disk, volume), disk_index)| DiskTarget {
-        disk_index,
-        device_name: disk.device_name.clone(),
-        size_bytes: disk.size_bytes,
-        volume,
-    });
+/// The disks whose volume is attached and in `named`. A disk's number is its place among the server's disks, for good.
+fn disk_targets(server: &SourceServer, named: &[VolumeId]) -> Vec<DiskTarget> {
+    let target = |(disk, disk_index): (&StagingDisk, u8)| {
+        let volume = disk.volume.clone().filter(|volume| disk.attached && named.contains(volume))?;
+        Some(DiskTarget { disk_index, device_name: disk.device_name.clone(), size_bytes: disk.size_bytes, volume })
+    };
+    server.internal.staging.iter().zip(0u8..).filter_map(target).collect()
+}
+
+fn replicate(server: &SourceServer, replicator_addresses: Vec<String>, disks: Vec<DiskTarget>) -> AgentCommand {
+    let internal = &server.internal;
     AgentCommand::Replicate {
         replicator_addresses,
-        disks: disks.collect(),
-        checkpoint: server.internal.checkpoint.requested,
+        disks,
+        checkpoint: internal.checkpoint.requested,
         // Mbit/s to bytes a second.
-        throttle_bytes_per_second: server.internal.replication.settings.bandwidth_throttling * 125_000,
-        checkpoints: CheckpointSettings::default(),
-        fence: None,
+        throttle_bytes_per_second: internal.replication.settings.bandwidth_throttling.saturating_mul(125_000),
+        checkpoints: internal.checkpoints,
+        fence: internal.fence.clone(),
     }
 }
 
@@ -448,19 +383,7 @@ async fn record_server_report(
         return Ok(());
     }
     let recorded = repo::update_server(ports, &report.server, |server| {
-        server.internal.replicator_connected = report.connected;
-        server.internal.received_bytes = report.received_bytes.max(server.internal.received_bytes);
-        server.internal.synced_bytes = report.volumes.iter().map(|v| v.synced_bytes).sum();
-        let checkpoint = &mut server.internal.checkpoint;
-        if report.checkpoint > checkpoint.reached {
-            checkpoint.reached = report.checkpoint;
-            checkpoint.reached_at = Some(now);
-        }
-        checkpoint.held = report.held;
-        checkpoint.expired = checkpoint.expired.max(report.expired);
-        if let Some(error) = &report.error {
-            server.data_replication_info.data_replication_error = Some(replication_error(error));
-        }
+        observe::hear_replicator(server, report, now);
         Ok::<_, OperationError>(())
     });
     match recorded.await {

@@ -52,4 +52,16 @@ pub enum EventType {
     JobChange,
     #[serde(rename = "Source Server Snapshot Created")]
     SnapshotCreated,
+    /// `StartReplication`, or a `RetryDataReplication` of what nobody carries out any more: starts `migrate`.
+    #[serde(rename = "Source Server Replication Start Requested")]
+    ReplicationStartRequested,
+    /// A disk came, grew, went, or is replicated from now on.
+    #[serde(rename = "Source Server Disk Change")]
+    DiskChange,
+    /// The replication server is replaced.
+    #[serde(rename = "Source Server Replication Server Change")]
+    ReplicationServerChange,
+    /// The source was fenced for a cutover, or is open again.
+    #[serde(rename = "Source Server Fence Change")]
+    FenceChange,
 }

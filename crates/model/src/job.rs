@@ -142,6 +142,12 @@ pub struct LaunchWork {
     /// The instance of an earlier launch, which this one replaces; it is shown again if this one fails.
     #[serde(default)]
     pub replaces: Option<LaunchedInstance>,
+    /// When the wait for the present condition began (drained, fenced, or open again), to bound it in time.
+    #[serde(default)]
+    pub waiting_since: Option<Timestamp>,
+    /// Why it failed, from the moment that it did: only the undoing is left.
+    #[serde(default)]
+    pub failure: Option<String>,
 }
 
 impl LaunchWork {
@@ -157,6 +163,8 @@ impl LaunchWork {
             instance: None,
             launched_at: None,
             replaces: None,
+            waiting_since: None,
+            failure: None,
         }
     }
 }

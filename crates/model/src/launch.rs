@@ -22,6 +22,8 @@ pub struct LaunchConfiguration {
     pub probes: Vec<Probe>,
     /// How long a copy may take to pass its probes; seconds.
     pub verify_timeout_seconds: u64,
+    /// Whether a cutover runs the source's quiesce scripts and keeps it fenced from then on.
+    pub quiesce: bool,
 }
 
 impl Default for LaunchConfiguration {
@@ -35,6 +37,7 @@ impl Default for LaunchConfiguration {
             licensing: Licensing::default(),
             probes: vec![Probe::Boot],
             verify_timeout_seconds: 600,
+            quiesce: false,
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod launch;
 pub mod ledger;
 pub mod lifecycle;
 pub mod link;
+pub mod observed;
 pub mod region;
 pub mod replication;
 pub mod replicator;
@@ -22,7 +23,7 @@ pub mod timestamp;
 
 pub use id::{
     Epoch, ExecutionId, InstanceId, JobId, LaunchTemplateId, ReplicationTemplateId, ReplicatorId, SecurityGroupId,
-    ServerId, SnapshotId, VolumeId,
+    ServerId, SnapshotId, TaskToken, VolumeId,
 };
 pub use job::Job;
 pub use lifecycle::LifeCycleState;

@@ -15,10 +15,14 @@
 //!                                                       CUTTING_OVER ── FinalizeCutover, Mark(CUTOVER) ──▶ CUTOVER
 //!
 //!   any state that replicates ── Disconnect ──▶ DISCONNECTED ── Register (installed again) ──▶ NOT_READY
+//!   NOT_READY, READY_FOR_TEST, TESTING, READY_FOR_CUTOVER ── StopReplication ──▶ STOPPED ── StartReplication ──▶ NOT_READY
 //! ```
 //!
 //! `LaunchFailed` goes back to the state before the call: a launch that fails must not leave a server stuck in TESTING or
-//! CUTTING_OVER. Archiving is not a state: see [`may_archive`].
+//! CUTTING_OVER. A cutover is a transaction: whatever fails on its way (the drain, the source's quiesce scripts, the snapshot, the
+//! conversion, the launch, the verification) takes the source's fence away and ends with `LaunchFailed` in READY_FOR_CUTOVER.
+//! `StartReplication` of a server that was installed without replication leaves it NOT_READY. Archiving is not a state: see
+//! [`may_archive`].
 
 use std::fmt;
 
@@ -98,6 +102,10 @@ pub enum LifeCycleCommand {
     FinalizeCutover,
     /// `DisconnectFromService`, or the agent was uninstalled.
     Disconnect,
+    /// `StopReplication`.
+    StopReplication,
+    /// `StartReplication`.
+    StartReplication,
 }
 
 /// In MGN's words, where it has some.
@@ -112,6 +120,8 @@ impl fmt::Display for LifeCycleCommand {
             Self::LaunchFailed { before } => write!(f, "the return to {before} after a failed launch"),
             Self::FinalizeCutover => f.write_str("FinalizeCutover"),
             Self::Disconnect => f.write_str("DisconnectFromService"),
+            Self::StopReplication => f.write_str("StopReplication"),
+            Self::StartReplication => f.write_str("StartReplication"),
         }
     }
 }
@@ -143,7 +153,10 @@ fn next(state: LifeCycleState, command: LifeCycleCommand) -> Option<LifeCycleSta
     use LifeCycleState as S;
     match (state, command) {
         (S::NotReady | S::Disconnected | S::Stopped | S::Discovered | S::PendingInstallation, C::Register)
-        | (S::Stopped, C::Mark(S::NotReady)) => Some(S::NotReady),
+        | (S::Stopped, C::Mark(S::NotReady))
+        | (S::Stopped | S::NotReady, C::StartReplication) => Some(S::NotReady),
+
+        (S::NotReady | S::ReadyForTest | S::Testing | S::ReadyForCutover, C::StopReplication) => Some(S::Stopped),
 
         (S::NotReady, C::ReadyForTest)
         | (S::Testing | S::ReadyForCutover, C::Mark(S::ReadyForTest))
@@ -203,7 +216,16 @@ mod tests {
 
     #[test]
     fn cutover_is_final() {
-        let commands = [C::Register, C::ReadyForTest, C::StartTest, C::StartCutover, C::FinalizeCutover, C::Disconnect];
+        let commands = [
+            C::Register,
+            C::ReadyForTest,
+            C::StartTest,
+            C::StartCutover,
+            C::FinalizeCutover,
+            C::Disconnect,
+            C::StopReplication,
+            C::StartReplication,
+        ];
         let marks = S::ALL.map(C::Mark);
         for command in commands.into_iter().chain(marks) {
             assert!(transition(S::Cutover, command).is_err(), "{command:?}");
@@ -217,6 +239,13 @@ mod tests {
                 assert!(transition(state, C::Mark(target)).is_err(), "{state} -> {target}");
             }
         }
+    }
+
+    #[test]
+    fn a_cutover_is_never_stopped_only_taken_back() {
+        assert!(transition(S::CuttingOver, C::StopReplication).is_err());
+        assert_eq!(transition(S::Testing, C::StopReplication), Ok(S::Stopped));
+        assert_eq!(transition(S::Stopped, C::StartReplication), Ok(S::NotReady));
     }
 
     #[test]

@@ -21,10 +21,10 @@ pub enum DataReplicationState {
 }
 
 impl DataReplicationState {
-    /// Whether data may flow (or is about to) in this state.
+    /// Whether data may flow, is about to, or will again: there are (or are going to be) staging resources.
     #[must_use]
     pub fn is_active(self) -> bool {
-        !matches!(self, Self::Stopped | Self::Paused | Self::Disconnected)
+        !matches!(self, Self::Stopped | Self::Disconnected)
     }
 }
 

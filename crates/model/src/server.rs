@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 use crate::event::Event;
 use crate::launch::{LaunchConfiguration, LaunchedInstance};
 use crate::lifecycle::{IllegalTransition, LifeCycleCommand, LifeCycleState, transition};
-use crate::link::BootFirmware;
-use crate::replication::{DataReplicationError, DataReplicationInfo};
+use crate::link::{BootFirmware, CheckpointSettings, FenceId, SourceDisk};
+use crate::observed::{Extras, Observed};
+use crate::replication::{Consistency, DataReplicationError, DataReplicationInfo};
 use crate::settings::{MigrationPolicy, ReplicationConfiguration};
-use crate::{Epoch, InstanceId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
+use crate::{Epoch, ExecutionId, InstanceId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
 
 /// A source server: one aggregate, written under one version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +67,50 @@ impl SourceServer {
         let mut value = serde_json::to_value(self).unwrap_or_default();
         if let Some(object) = value.as_object_mut() {
             object.remove("internal");
+            object.insert("rehost".to_owned(), serde_json::to_value(self.extras()).unwrap_or_default());
         }
         value
+    }
+
+    /// What MGN's shape has no member for.
+    #[must_use]
+    pub fn extras(&self) -> Extras {
+        let (observed, checkpoint) = (&self.internal.observed, &self.internal.checkpoint);
+        Extras {
+            tracker: observed.tracker,
+            consistency: observed.consistency,
+            consistent: observed.consistent,
+            checkpoint: checkpoint.reached.0,
+            checkpoint_date_time: checkpoint.reached_at,
+            lag_ms: observed.lag_ms,
+            backlog_bytes: observed.backlog_bytes,
+            journal_bytes: observed.journal_bytes,
+            last_freeze_ms: observed.last_freeze_ms,
+            fence: observed.fence.clone(),
+            new_disks: self.new_disks().cloned().collect(),
+        }
+    }
+
+    /// The disks of the source that are not replicated, as the agent last reported.
+    pub fn new_disks(&self) -> impl Iterator<Item = &SourceDisk> {
+        let staging = &self.internal.staging;
+        let known = |disk: &&SourceDisk| staging.iter().any(|s| s.device_name == disk.device_name);
+        self.internal.observed.inventory.iter().filter(move |disk| !known(disk))
+    }
+
+    /// Whether replication ends: nothing new is to be made for the server.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.internal.disconnect_requested || self.internal.stop_requested
+    }
+
+    /// Asks for the end of replication without the agent's removal; the clock of the waiting for it starts with the next step.
+    pub fn request_stop(&mut self) {
+        if !self.is_leaving() {
+            self.internal.stop_requested = true;
+            self.internal.disconnects += 1;
+            self.internal.step_started = None;
+        }
     }
 }
 
@@ -80,7 +123,7 @@ pub enum ReplicationType {
 }
 
 /// What the service keeps about a server beside MGN's shape.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerInternals {
     /// The last sequence number given to an event of this server.
@@ -122,18 +165,53 @@ pub struct ServerInternals {
     pub agent_version: Option<String>,
     /// When the present initiation step began, to bound it in time.
     pub step_started: Option<Timestamp>,
+    /// The key under which the server's journal is sealed at its replicator, itself sealed by the region (hex); none until it
+    /// is first needed.
+    #[serde(default)]
+    pub data_key_sealed: Option<String>,
+    /// The newest reports.
+    #[serde(default)]
+    pub observed: Observed,
+    /// `PauseReplication`: the agent notes what changes and sends nothing.
+    #[serde(default)]
+    pub paused: bool,
+    /// `StopReplication`: set until everything that was made for the replication is gone.
+    #[serde(default)]
+    pub stop_requested: bool,
+    #[serde(default)]
+    pub checkpoints: CheckpointSettings,
+    /// Set while the source is to be kept from changing: the job of the cutover.
+    #[serde(default)]
+    pub fence: Option<FenceId>,
+    /// The execution of `migrate` that takes the server along.
+    #[serde(default)]
+    pub chain: Option<ExecutionId>,
+    /// The execution of `provision` that carries out an initiation after the first one: a disk came or grew, or the replication
+    /// server is replaced.
+    #[serde(default)]
+    pub provisioning: Option<ExecutionId>,
+    /// Whether disks that the source gets are replicated without being asked for.
+    #[serde(default)]
+    pub auto_add_disks: bool,
 }
 
 /// A disk of the source and the staging volume behind it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StagingDisk {
     pub device_name: String,
+    /// What is replicated of it; the agent is told so.
     pub size_bytes: u64,
     pub is_boot_disk: bool,
     pub volume: Option<VolumeId>,
     /// Whether the volume is attached to the replication server.
     pub attached: bool,
+    /// The first copy was complete once.
+    #[serde(default)]
+    pub initialized: bool,
+    /// The disk has grown to so many bytes; its volume is to follow.
+    #[serde(default)]
+    pub grow_to: Option<u64>,
 }
 
 /// Where a server stands between asked-for and durable checkpoints.
@@ -152,6 +230,8 @@ pub struct CheckpointProgress {
     pub released: Epoch,
     /// The newest hold that the replicator ended by itself, before it was released: a snapshot of it does not count.
     pub expired: Epoch,
+    /// What is known of the newest checkpoint, as the replicator last reported; of [`Self::held`] while there is one.
+    pub consistency: Consistency,
 }
 
 impl CheckpointProgress {
