@@ -23,6 +23,7 @@ pub mod error;
 pub mod forward;
 pub mod guest;
 pub mod image;
+pub mod live;
 pub mod machine;
 pub mod negative;
 pub mod net;

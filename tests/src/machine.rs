@@ -76,6 +76,8 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// Ports of the guest that are reached from loopback; see [`Machine::port`].
     pub guest_ports: Vec<u16>,
+    /// With a second controller, on which disks may be added while the machine runs; see [`Machine::add_disk`].
+    pub hot_plug: bool,
 }
 
 impl MachineSpec {
@@ -92,6 +94,7 @@ impl MachineSpec {
             cpus: 2,
             memory_mib: 512,
             guest_ports: vec![22, 80, 8022],
+            hot_plug: false,
         }
     }
 
@@ -138,6 +141,12 @@ impl MachineSpec {
         self
     }
 
+    /// The same machine with a controller for disks that are added while it runs.
+    #[must_use]
+    pub fn hot_plug(self) -> Self {
+        Self { hot_plug: true, ..self }
+    }
+
     /// Starts the machine; its socket, logs and firmware variables live in `folder`, which is created.
     ///
     /// # Errors
@@ -165,6 +174,9 @@ impl MachineSpec {
             .args(["-netdev", &self.netdev(ports)])
             .args(["-device", &format!("{},netdev=net0,mac={}", self.nic.device(), self.mac)]);
         self.add_disks(&mut command);
+        if self.hot_plug {
+            command.args(["-device", "virtio-scsi-pci,id=hot"]);
+        }
         if self.firmware == Firmware::Uefi {
             add_uefi(&mut command, folder)?;
         }
@@ -307,6 +319,35 @@ impl Machine {
     /// [`Error::Stopped`] with its last words.
     pub fn check(&mut self) -> Result<()> {
         self.running.check()
+    }
+
+    /// Adds a disk while the machine runs, which must have been made with [`MachineSpec::hot_plug`].
+    ///
+    /// # Errors
+    /// When QEMU refuses it.
+    pub fn add_disk(&self, disk: &Path, name: &str) -> Result<()> {
+        let mut qmp = self.qmp()?;
+        let file = json!({ "driver": "file", "filename": disk.display().to_string(), "discard": "unmap" });
+        let node = json!({ "driver": "raw", "node-name": name, "discard": "unmap", "file": file });
+        qmp.execute("blockdev-add", &node)?;
+        let device = json!({ "driver": "scsi-hd", "bus": "hot.0", "drive": name, "id": format!("{name}-device"), "serial": name });
+        qmp.execute("device_add", &device).map(drop)
+    }
+
+    /// Stops the guest's processors: nothing changes until [`Machine::resume`].
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn pause(&self) -> Result<()> {
+        self.qmp()?.execute("stop", &json!({})).map(drop)
+    }
+
+    /// Lets the guest's processors go on.
+    ///
+    /// # Errors
+    /// When QEMU does not answer.
+    pub fn resume(&self) -> Result<()> {
+        self.qmp()?.execute("cont", &json!({})).map(drop)
     }
 
     /// Resets the guest, as its reset button would.
