@@ -14,10 +14,23 @@
 //! Marks are worth nothing without knowing since when they were kept: that is the *lineage* that a tracker
 //! [covers](DiskTracker::cover), a name which the replicator gives to what it has of the volume.
 
+mod assembler;
+mod btf;
+mod device;
+mod ebpf;
+mod geometry;
+mod marks;
+mod meta;
+mod open;
+mod pins;
+mod program;
+
 use std::path::PathBuf;
 
 use rehost_model::{ServerId, VolumeId, replication::TrackerKind};
 use rehost_protocol::Lineage;
+
+pub use open::{Opened, forget, forget_volume, open};
 
 /// A disk that is to be tracked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,89 @@
+//! The block device behind a path, as the kernel knows it.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{major, minor};
+
+use crate::system::{number, text};
+
+/// A whole disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BlockDevice {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+    /// Differs between any two disks that ever had this number since the start of the kernel; 0 where the kernel (before
+    /// 5.15) has no such number.
+    pub(super) sequence: u64,
+    /// Its directory in sysfs.
+    directory: PathBuf,
+}
+
+/// Why a path is no disk that can be tracked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotADisk {
+    #[error("{path} cannot be found: {reason}")]
+    Missing { path: String, reason: String },
+    #[error("{0} is no block device")]
+    NoBlockDevice(String),
+    #[error("{0} is a partition: name its whole disk")]
+    Partition(String),
+    #[error("{0} is not in sysfs")]
+    NotInSysfs(String),
+}
+
+impl BlockDevice {
+    /// The disk at this path; symbolic links are followed.
+    pub(super) fn at(path: &Path) -> Result<Self, NotADisk> {
+        let name = path.display().to_string();
+        let metadata = fs::metadata(path);
+        let metadata = metadata.map_err(|e| NotADisk::Missing { path: name.clone(), reason: e.to_string() })?;
+        if !metadata.file_type().is_block_device() {
+            return Err(NotADisk::NoBlockDevice(name));
+        }
+        let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
+        let directory = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        if directory.join("partition").exists() {
+            return Err(NotADisk::Partition(name));
+        }
+        if !directory.exists() {
+            return Err(NotADisk::NotInSysfs(name));
+        }
+        let sequence = number(directory.join("diskseq")).unwrap_or(0);
+        Ok(Self { major, minor, sequence, directory })
+    }
+
+    /// Whether the disk has a request queue; otherwise its driver takes bios as they come. Before 5.0 there were queues
+    /// without `mq`, which show a choice of schedulers.
+    pub(super) fn has_requests(&self) -> bool {
+        let schedulers = || text(self.directory.join("queue/scheduler")).unwrap_or_default();
+        self.directory.join("mq").exists() || schedulers().contains('[')
+    }
+
+    /// Whether one request may discard many places.
+    pub(super) fn discards_many(&self) -> bool {
+        number(self.directory.join("queue/max_discard_segments")).is_some_and(|most| most > 1)
+    }
+
+    /// How many reads and writes are on their way; none if the kernel does not say.
+    pub(super) fn in_flight(&self) -> u64 {
+        let counts = text(self.directory.join("inflight")).unwrap_or_default();
+        counts.split_whitespace().filter_map(|count| count.parse::<u64>().ok()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_disk_is_named() {
+        let missing = BlockDevice::at(Path::new("/nonexistent")).unwrap_err();
+        assert!(matches!(missing, NotADisk::Missing { .. }));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(BlockDevice::at(file.path()), Err(NotADisk::NoBlockDevice(_))));
+    }
+}

@@ -1,0 +1,339 @@
+//! The tracker whose marks are set by eBPF programs.
+//!
+//! Maps and links are pinned: the programs go on marking while no agent runs, and the next agent finds both sets of marks, and
+//! which lineage they cover, as they were left. What was set up for another disk, size or granule is set up anew.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rehost_model::replication::TrackerKind;
+use rehost_protocol::Lineage;
+
+use super::{
+    ByteRange, DiskTracker, MarksLost, Pass, TrackedDisk, TrackerOptions,
+    device::BlockDevice,
+    geometry::{ENTRY_SHIFT, Geometry},
+    marks::Marks,
+    meta::{META_BYTES, Meta},
+    pins,
+    program::{Hook, KernelLayout, Maps, Target},
+};
+use crate::sys::{
+    bpf::{self, LoadError, MapKind, MapShape},
+    shared::SharedWords,
+};
+
+/// Copies of each program: a completion can interrupt another one twice.
+const COPIES: usize = 3;
+
+/// Bios of one disk that can be on their way at once and be followed.
+const MOST_BIOS: u32 = 32_768;
+
+/// How long a new tracker waits until bios that were on their way before it are complete.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why there is no such tracker.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EbpfError {
+    #[error("the {map} map cannot be made: {source}")]
+    Map { map: &'static str, source: io::Error },
+    #[error(transparent)]
+    Program(#[from] LoadError),
+    #[error("the {hook} program cannot be attached: {source}")]
+    Attach { hook: &'static str, source: io::Error },
+    #[error("bpffs at {path} cannot be used: {source}")]
+    Pins { path: String, source: io::Error },
+}
+
+/// Marks of one disk, set by eBPF programs.
+#[derive(Debug)]
+pub(super) struct EbpfTracker {
+    /// Its path, for messages.
+    disk: String,
+    kind: TrackerKind,
+    marks: Marks<SharedWords>,
+    meta: Meta,
+    attached: Vec<Attached>,
+}
+
+/// A tracker that is there, and what became of an earlier one.
+pub(super) struct OpenedPins {
+    pub(super) tracker: EbpfTracker,
+    /// Why the marks that were found could not be used.
+    pub(super) discarded: Option<String>,
+}
+
+/// Opens what is pinned for this disk, or sets it up.
+pub(super) fn open(
+    disk: &TrackedDisk,
+    device: &BlockDevice,
+    layout: &KernelLayout,
+    options: &TrackerOptions,
+) -> Result<OpenedPins, EbpfError> {
+    let geometry = Geometry::fitting(disk.size_bytes, options.map_bytes);
+    let failed = |source| EbpfError::Pins { path: options.bpffs.display().to_string(), source };
+    pins::mount_bpffs(&options.bpffs).map_err(failed)?;
+    let directory = pins::of_volume(options, &disk.volume);
+    let mut discarded = None;
+    if directory.exists() {
+        match EbpfTracker::reopen(disk, device, geometry, &directory) {
+            Ok(tracker) => return Ok(OpenedPins { tracker, discarded }),
+            Err(unfit) => discarded = Some(format!("marks that were kept for {} are discarded: {unfit}", disk.path.display())),
+        }
+        pins::remove(&directory, &options.bpffs).map_err(failed)?;
+        pins::mount_bpffs(&options.bpffs).map_err(failed)?;
+    }
+    let objects = Objects::create(device, layout, geometry)?;
+    let pinned = objects.pin(&directory).map_err(failed);
+    let tracker = pinned.and_then(|()| EbpfTracker::over(disk, device, geometry, objects).map_err(failed));
+    match tracker {
+        Ok(tracker) => {
+            tracker.meta.complete(device, geometry);
+            Ok(OpenedPins { tracker, discarded })
+        }
+        Err(error) => {
+            // What is left of it does not count: it was not completed.
+            let _ = pins::remove(&directory, &options.bpffs);
+            Err(error)
+        }
+    }
+}
+
+impl EbpfTracker {
+    /// A tracker that nothing outlives.
+    pub(super) fn unpinned(
+        disk: &TrackedDisk,
+        device: &BlockDevice,
+        layout: &KernelLayout,
+        geometry: Geometry,
+    ) -> Result<Self, EbpfError> {
+        let objects = Objects::create(device, layout, geometry)?;
+        Self::over(disk, device, geometry, objects).map_err(|source| EbpfError::Map { map: "mapped", source })
+    }
+
+    fn reopen(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
+        let objects = Objects::open(device, geometry, pins)?;
+        let tracker = Self::over(disk, device, geometry, objects)?;
+        if tracker.meta.fits(device, geometry) { Ok(tracker) } else { Err(unfit("they are of another disk, size or version")) }
+    }
+
+    fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
+        let Objects { maps, attached } = objects;
+        let [live, coarse, pending, meta, _] = &maps;
+        let map = |map: &OwnedFd, entries: u32| {
+            let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(1 << ENTRY_SHIFT);
+            SharedWords::map(map.as_fd(), bytes)
+        };
+        let (fine, rough) = (geometry.fine_entries(), geometry.coarse_entries());
+        let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
+        let kind = if device.has_requests() { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
+        Ok(Self { disk: disk.path.display().to_string(), kind, marks, meta: Meta::new(map(meta, 1)?), attached })
+    }
+
+    /// Fails if an event may have passed unseen since this was asked last.
+    fn check(&self) -> Result<(), MarksLost> {
+        let lost = self.meta.lost_bios();
+        if lost > 0 {
+            return Err(self.lost(format!("{lost} writes were too many to be followed")));
+        }
+        let mut suspects = Vec::new();
+        for (index, copies) in self.attached.chunks(COPIES).enumerate() {
+            let mut all_missed = true;
+            for (copy, attached) in copies.iter().enumerate() {
+                let misses = bpf::recursion_misses(attached.program.as_fd());
+                let misses = misses.map_err(|e| self.lost(format!("the program cannot be asked: {e}")))?;
+                all_missed &= self.meta.grown_misses(index * COPIES + copy, misses) > 0;
+            }
+            suspects.extend(copies.first().filter(|_| all_missed).map(|first| first.hook.name()));
+        }
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        Err(self.lost(format!("all copies of the {} program were interrupted by themselves", suspects.join(" and "))))
+    }
+
+    fn lost(&self, reason: String) -> MarksLost {
+        self.meta.uncover();
+        MarksLost { disk: self.disk.clone(), reason }
+    }
+}
+
+impl DiskTracker for EbpfTracker {
+    fn kind(&self) -> TrackerKind {
+        self.kind
+    }
+
+    fn granule_bytes(&self) -> u64 {
+        self.marks.geometry().granule_bytes()
+    }
+
+    fn covers(&self, lineage: &Lineage) -> bool {
+        self.meta.covers(lineage)
+    }
+
+    fn cover(&mut self, lineage: &Lineage) {
+        self.meta.cover(lineage);
+    }
+
+    fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
+        self.marks.collect(pass);
+        self.check()
+    }
+
+    fn pending(&self) -> Vec<ByteRange> {
+        self.marks.pending()
+    }
+
+    fn settle(&mut self, range: ByteRange, pass: Pass) {
+        self.marks.settle(range, pass);
+    }
+
+    fn is_quiet(&mut self) -> Result<bool, MarksLost> {
+        self.check()?;
+        Ok(self.marks.is_quiet())
+    }
+
+    fn backlog_bytes(&self) -> u64 {
+        self.marks.backlog_bytes()
+    }
+}
+
+/// A program that marks.
+#[derive(Debug)]
+struct Attached {
+    hook: Hook,
+    copy: usize,
+    program: OwnedFd,
+    /// Held open, so that it stays attached even if its pin is removed.
+    link: OwnedFd,
+}
+
+impl Attached {
+    fn file_name(hook: Hook, copy: usize) -> String {
+        format!("{}-{copy}", hook.name())
+    }
+}
+
+/// The maps, in the order of [`MAP_NAMES`], and the attached programs, all copies of one hook together.
+struct Objects {
+    maps: [OwnedFd; MAP_NAMES.len()],
+    attached: Vec<Attached>,
+}
+
+const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "bios"];
+
+impl Objects {
+    /// Makes the maps and attaches the programs.
+    fn create(device: &BlockDevice, layout: &KernelLayout, geometry: Geometry) -> Result<Self, EbpfError> {
+        let maps = create_maps(device, geometry).or_else(|error| {
+            // Before 5.11 maps count as locked memory, of which a process may have little.
+            raise_locked_memory();
+            create_maps(device, geometry).map_err(|_| error)
+        })?;
+        let [live, coarse, _, meta, bios] = maps.each_ref().map(OwnedFd::as_fd);
+        let written = Maps { live, coarse, meta, bios };
+        let target = Target {
+            major: device.major,
+            minor: device.minor,
+            geometry,
+            only_discards: device.has_requests(),
+        };
+        let mut attached = Vec::new();
+        for hook in hooks(device) {
+            let code = layout.program(*hook, target, written);
+            for copy in 0..COPIES {
+                let program = bpf::load_program(&format!("rehost_{}", hook.name()), &code, layout.tracepoint(*hook).0)?;
+                let link = bpf::attach(program.as_fd());
+                let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
+                attached.push(Attached { hook: *hook, copy, program, link });
+            }
+        }
+        if !device.has_requests() {
+            wait_for_earlier_bios(device);
+        }
+        Ok(Self { maps, attached })
+    }
+
+    fn open(device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
+        let open = |name: &str| bpf::open_pin(&pins.join(name));
+        let shapes = shapes(device, geometry);
+        let mut maps = Vec::new();
+        for (name, shape) in MAP_NAMES.into_iter().zip(shapes) {
+            let map = open(name)?;
+            if !bpf::has_shape(map.as_fd(), shape)? {
+                return Err(unfit("the maps have another size"));
+            }
+            maps.push(map);
+        }
+        let mut attached = Vec::new();
+        for hook in hooks(device) {
+            for copy in 0..COPIES {
+                let link = open(&Attached::file_name(*hook, copy))?;
+                let program = bpf::program_by_id(bpf::linked_program(link.as_fd())?)?;
+                attached.push(Attached { hook: *hook, copy, program, link });
+            }
+        }
+        let maps = maps.try_into().map_err(|_| unfit("maps are missing"))?;
+        Ok(Self { maps, attached })
+    }
+
+    fn pin(&self, directory: &Path) -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let pin = |object: BorrowedFd<'_>, name: &str| bpf::pin(object, &directory.join(name));
+        for (name, map) in MAP_NAMES.into_iter().zip(&self.maps) {
+            pin(map.as_fd(), name)?;
+        }
+        for Attached { hook, copy, link, .. } in &self.attached {
+            pin(link.as_fd(), &Attached::file_name(*hook, *copy))?;
+        }
+        Ok(())
+    }
+}
+
+/// The programs that a disk needs.
+fn hooks(device: &BlockDevice) -> &'static [Hook] {
+    match (device.has_requests(), device.discards_many()) {
+        (true, false) => &[Hook::Request],
+        (true, true) => &[Hook::Request, Hook::BioQueue, Hook::BioDone],
+        (false, _) => &[Hook::BioQueue, Hook::BioDone],
+    }
+}
+
+fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
+    let [live, coarse, pending, meta, bios] = shapes(device, geometry);
+    let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
+    let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
+    let [n0, n1, n2, n3, n4] = MAP_NAMES;
+    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, bios)?])
+}
+
+fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
+    let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
+    let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
+    let follows_bios = hooks(device).contains(&Hook::BioQueue);
+    let bios = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: if follows_bios { MOST_BIOS } else { 1 } };
+    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, bios]
+}
+
+/// What was on its way when the programs were attached was not noted, and its completion marks nothing: it has to be over
+/// before anything is compared. (A disk that is never idle is given up on: a bio rarely takes seconds.)
+fn wait_for_earlier_bios(device: &BlockDevice) {
+    let start = Instant::now();
+    while device.in_flight() > 0 && start.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn raise_locked_memory() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    // Without the right to do so the maps just cannot be made.
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}
+
+fn unfit(reason: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
