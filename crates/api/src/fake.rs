@@ -11,7 +11,7 @@ use rehost_control::{PortError, Ports};
 use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, Timestamp, VolumeId};
+use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
 use serde_json::Value;
 
 use crate::access::{AccessKey, Permission, StaticKeys};
@@ -153,6 +153,12 @@ impl Workflows for Memory {
     async fn status(&self, _execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>> {
         Ok(None)
     }
+    async fn report(&self, _token: &TaskToken, _outcome: TaskOutcome) -> PortResult<()> {
+        Ok(())
+    }
+    async fn heartbeat(&self, _token: &TaskToken) -> PortResult<()> {
+        Ok(())
+    }
 }
 
 fn none<T>() -> PortResult<T> {
@@ -183,6 +189,9 @@ impl Compute for Memory {
         none()
     }
     async fn snapshot_state(&self, _: &SnapshotId) -> PortResult<SnapshotState> {
+        none()
+    }
+    async fn read_snapshot(&self, _: &SnapshotId, _: u64, _: usize) -> PortResult<Vec<u8>> {
         none()
     }
     async fn delete_snapshot(&self, _: &SnapshotId) -> PortResult<()> {

@@ -11,7 +11,7 @@ use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::link::BootFirmware;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, Timestamp, VolumeId};
+use rehost_model::{ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, TaskToken, Timestamp, VolumeId};
 use serde_json::Value;
 
 use crate::PortError;
@@ -237,6 +237,9 @@ pub struct TaggedResource {
     pub tags: Tags,
 }
 
+/// The most that [`Compute::read_snapshot`] reads at once; bytes.
+pub const MAX_SNAPSHOT_READ: usize = 4 << 20;
+
 /// Volumes, snapshots and instances. Deleting or terminating what does not exist (any more) is a success.
 #[async_trait]
 pub trait Compute: Send + Sync {
@@ -272,6 +275,10 @@ pub trait Compute: Send + Sync {
 
     /// How far a snapshot is.
     async fn snapshot_state(&self, snapshot: &SnapshotId) -> PortResult<SnapshotState>;
+
+    /// Reads `length` bytes (at most [`MAX_SNAPSHOT_READ`]) of a complete snapshot from `offset` on; fewer where it ends, none
+    /// beyond. Both are multiples of 512 KiB, the block of EBS's direct APIs.
+    async fn read_snapshot(&self, snapshot: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>>;
 
     /// Deletes a snapshot; volumes made from it stay whole.
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()>;
@@ -328,6 +335,15 @@ pub enum ExecutionStatus {
     Aborted,
 }
 
+/// How a task went that waited to be told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskOutcome {
+    /// Its result.
+    Success(Value),
+    /// What Retry and Catch match on, and why.
+    Failure { error: String, cause: String },
+}
+
 /// State machines.
 #[async_trait]
 pub trait Workflows: Send + Sync {
@@ -338,6 +354,17 @@ pub trait Workflows: Send + Sync {
     async fn stop(&self, execution: &ExecutionId, cause: &str) -> PortResult<()>;
     /// What became of it; `None` when there is none of that name.
     async fn status(&self, execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>>;
+    /// Ends the task that waits with this token. Whoever is told `NotFound` may forget the token.
+    ///
+    /// # Errors
+    /// `NotFound` when no such task waits (any more): it was told before, its time was up, or its execution is over; nothing
+    /// changes then. `Invalid` for what is no token of this region at all.
+    async fn report(&self, token: &TaskToken, outcome: TaskOutcome) -> PortResult<()>;
+    /// Tells the task that somebody is still at work: its `HeartbeatSeconds` begin anew.
+    ///
+    /// # Errors
+    /// As [`Self::report`].
+    async fn heartbeat(&self, token: &TaskToken) -> PortResult<()>;
 }
 
 /// Sealing of secrets (envelope encryption) and the region's certificate authority.

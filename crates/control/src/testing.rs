@@ -10,14 +10,14 @@ use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::ledger::ResourceKind;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, Timestamp, VolumeId};
+use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
 use serde_json::Value;
 
 use crate::PortError;
 use crate::ports::{
     ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, Instance, InstanceSpec,
     InstanceState, Item, ItemKey, Keys, Kind, Objects, PortResult, Ports, ReplicationServerSpec, SnapshotState, Store,
-    TaggedResource, Tags, Version, VolumeSpec, Workflows,
+    TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
 };
 
 /// Fails one call, before or after it took effect.
@@ -39,6 +39,15 @@ pub(crate) struct World {
     pub(crate) resources: BTreeMap<String, (ResourceKind, Tags)>,
     pub(crate) tokens: BTreeMap<String, String>,
     pub(crate) enrol_tokens: BTreeMap<String, String>,
+    /// Tasks that wait, by their tokens: the executions that they belong to.
+    pub(crate) waiting: BTreeMap<String, String>,
+    /// What became of tasks that waited, by their executions.
+    pub(crate) reported: BTreeMap<String, TaskOutcome>,
+    pub(crate) heartbeats: BTreeMap<String, usize>,
+    /// Executions that are over.
+    pub(crate) ended: BTreeMap<String, ExecutionStatus>,
+    /// What is in snapshots; nothing unless it is put there.
+    pub(crate) snapshot_bytes: BTreeMap<String, Vec<u8>>,
     pub(crate) conversion_fails: bool,
     pub(crate) probes_fail: bool,
 }
@@ -193,7 +202,30 @@ impl Workflows for Fake {
     }
 
     async fn status(&self, execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>> {
-        self.call(|world| Ok(world.executions.contains_key(&execution.0).then_some(ExecutionStatus::Running)))
+        self.call(|world| {
+            let ended = world.ended.get(&execution.0).cloned();
+            Ok(ended.or(world.executions.contains_key(&execution.0).then_some(ExecutionStatus::Running)))
+        })
+    }
+
+    async fn report(&self, token: &TaskToken, outcome: TaskOutcome) -> PortResult<()> {
+        self.call(|world| match world.waiting.remove(&token.0) {
+            Some(task) => {
+                world.reported.insert(task, outcome);
+                Ok(())
+            }
+            None => Err(PortError::not_found("TaskTimedOut: no task waits with this token (any more)")),
+        })
+    }
+
+    async fn heartbeat(&self, token: &TaskToken) -> PortResult<()> {
+        self.call(|world| match world.waiting.get(&token.0).cloned() {
+            Some(task) => {
+                *world.heartbeats.entry(task).or_default() += 1;
+                Ok(())
+            }
+            None => Err(PortError::not_found("TaskTimedOut: no task waits with this token (any more)")),
+        })
     }
 }
 
@@ -262,6 +294,14 @@ impl Compute for Fake {
 
     async fn snapshot_state(&self, _: &SnapshotId) -> PortResult<SnapshotState> {
         self.call(|_| Ok(SnapshotState::Completed))
+    }
+
+    async fn read_snapshot(&self, snapshot: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
+        self.call(|world| {
+            let bytes = world.snapshot_bytes.get(snapshot.as_str()).cloned().unwrap_or_default();
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(bytes[from..].iter().copied().take(length).collect())
+        })
     }
 
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()> {

@@ -12,7 +12,7 @@ use rehost_control::{PortError, PortErrorKind};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 
 /// The layout of the tables below; a database with a higher number was written by a newer rehost.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// How long a call waits for another process (a backup, the `sqlite3` shell) to let go of the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +40,9 @@ CREATE TABLE execution (
     wake_at INTEGER,
     output TEXT,
     error TEXT,
-    cause TEXT
+    cause TEXT,
+    revision INTEGER NOT NULL DEFAULT 0,
+    awaited TEXT
 ) WITHOUT ROWID;
 CREATE INDEX execution_by_status ON execution (status);
 CREATE TABLE history (
@@ -52,6 +54,12 @@ CREATE TABLE history (
     detail TEXT NOT NULL,
     PRIMARY KEY (execution, seq)
 ) WITHOUT ROWID;
+";
+
+/// From layout 1 to 2: tasks that wait for a token.
+const FROM_1_TO_2: &str = "
+ALTER TABLE execution ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE execution ADD COLUMN awaited TEXT;
 ";
 
 /// A handle of the database; clones share the connection.
@@ -133,6 +141,11 @@ fn prepare(transaction: &Transaction<'_>, path: &Path) -> Result<(), Transaction
     match version {
         0 => {
             transaction.execute_batch(SCHEMA)?;
+            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+            Ok(())
+        }
+        1 => {
+            transaction.execute_batch(FROM_1_TO_2)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             Ok(())
         }

@@ -132,6 +132,18 @@ impl fmt::Display for ExecutionId {
     }
 }
 
+/// Names one attempt at a task that waits until somebody reports how it went. Whoever holds it may report: a secret, which
+/// does not show in debug output.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskToken(pub String);
+
+impl fmt::Debug for TaskToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TaskToken(…)")
+    }
+}
+
 /// The number of a checkpoint of a server; all its disks share the sequence. 0 is before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

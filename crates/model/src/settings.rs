@@ -45,6 +45,47 @@ pub struct ReplicationSettings {
     #[serde(rename = "createPublicIP")]
     pub create_public_ip: bool,
     pub staging_area_tags: BTreeMap<String, String>,
+    pub snapshot_schedule: SnapshotSchedule,
+    pub retention: Retention,
+}
+
+/// When snapshots are taken without anybody asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotSchedule {
+    /// Minutes from one snapshot to the next; 0: only when one is asked for.
+    pub every_minutes: u64,
+}
+
+/// The longest interval of a schedule in minutes: four weeks.
+pub const MAX_SNAPSHOT_MINUTES: u64 = 28 * 24 * 60;
+
+impl Default for SnapshotSchedule {
+    fn default() -> Self {
+        Self { every_minutes: 60 }
+    }
+}
+
+/// Which launchable snapshots are kept: those that any of these rules names, and always the newest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Retention {
+    /// So many of the newest.
+    pub keep_last: u32,
+    /// The newest of each of so many hours up to now (UTC).
+    pub hourly: u32,
+    /// The newest of each of so many days up to now (UTC).
+    pub daily: u32,
+}
+
+/// The most that each rule of a [`Retention`] may keep.
+pub const MAX_KEPT: u32 = 1000;
+
+impl Default for Retention {
+    /// As many as MGN keeps.
+    fn default() -> Self {
+        Self { keep_last: 5, hourly: 0, daily: 0 }
+    }
 }
 
 impl Default for ReplicationSettings {
@@ -62,6 +103,8 @@ impl Default for ReplicationSettings {
             data_plane_routing: DataPlaneRouting::PrivateIp,
             create_public_ip: false,
             staging_area_tags: BTreeMap::new(),
+            snapshot_schedule: SnapshotSchedule::default(),
+            retention: Retention::default(),
         }
     }
 }

@@ -51,14 +51,8 @@ async fn find_or_request(ports: &Ports, state: &State, server: &SourceServer) ->
     if let Some((set, _)) = repo::find::<SnapshotSet>(ports, &id).await? {
         return Ok(set);
     }
-    let set = SnapshotSet {
-        server: server.source_server_id.clone(),
-        execution,
-        epoch: request_checkpoint(ports, server).await?,
-        snapshots: Vec::new(),
-        created: ports.clock.now(),
-        state: SnapshotSetState::Requested,
-    };
+    let epoch = request_checkpoint(ports, server).await?;
+    let set = SnapshotSet::requested(server.source_server_id.clone(), execution, epoch, ports.clock.now());
     repo::create(ports, &set).await?;
     Ok(set)
 }

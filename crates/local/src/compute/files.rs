@@ -35,6 +35,14 @@ pub(super) fn io_error(doing: &str, path: &Path, error: &io::Error) -> PortError
     PortError::new(kind, format!("cannot {doing} {path}: {error}; {remedy}"))
 }
 
+/// Reads `length` bytes from `offset` on.
+pub(super) fn read_at(path: &Path, offset: u64, length: usize) -> PortResult<Vec<u8>> {
+    use std::os::unix::fs::FileExt as _;
+    let mut bytes = vec![0; length];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, offset));
+    read.map(|()| bytes).map_err(|e| io_error("read", path, &e))
+}
+
 /// Writes a file whole or not at all, durably: contents, then name.
 pub(super) fn write_durable(path: &Path, bytes: &[u8]) -> PortResult<()> {
     let partial = with_suffix(path, PARTIAL);

@@ -274,6 +274,11 @@ impl Compute for LocalCompute {
         self.blocking(move |engine| engine.snapshot_state(&snapshot)).await
     }
 
+    async fn read_snapshot(&self, snapshot: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
+        let snapshot = snapshot.clone();
+        self.blocking(move |engine| engine.read_snapshot(&snapshot, offset, length)).await
+    }
+
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()> {
         let snapshot = snapshot.clone();
         self.blocking(move |engine| engine.delete_snapshot(&snapshot)).await

@@ -4,7 +4,7 @@
 //! an image is pending, and a crash leaves nothing that could be mistaken for a copy.
 
 use rehost_control::PortError;
-use rehost_control::ports::{ClientToken, PortResult, SnapshotState, Tags, VolumeSpec};
+use rehost_control::ports::{ClientToken, MAX_SNAPSHOT_READ, PortResult, SnapshotState, Tags, VolumeSpec};
 use rehost_model::settings::StagingDiskType;
 use rehost_model::{InstanceId, SnapshotId, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
@@ -204,6 +204,17 @@ impl Engine {
             (Some(_), false) => Ok(SnapshotState::Pending),
             (None, _) => Err(no_snapshot(id)),
         }
+    }
+
+    /// See [`rehost_control::ports::Compute::read_snapshot`].
+    pub(super) fn read_snapshot(&self, id: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
+        if length > MAX_SNAPSHOT_READ {
+            return Err(PortError::invalid(format!("at most {MAX_SNAPSHOT_READ} bytes can be read at once, not {length}")));
+        }
+        let record = self.whole_snapshot(id)?;
+        let rest = record.size_bytes.saturating_sub(offset);
+        let length = usize::try_from(rest).unwrap_or(usize::MAX).min(length);
+        files::read_at(&self.layout.snapshot_image(id), offset, length)
     }
 
     /// See [`rehost_control::ports::Compute::delete_snapshot`].

@@ -2,15 +2,17 @@
 //!
 //! What waits is a line in the agenda and a row in the database; nothing else of it exists.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rehost_control::ports::{Clock, ExecutionStatus, PortResult, Workflows};
+use rehost_control::ports::{Clock, ExecutionStatus, PortResult, TaskOutcome, Workflows};
 use rehost_control::{PortError, PortErrorKind};
-use rehost_model::{ExecutionId, Timestamp};
+use rehost_model::{ExecutionId, TaskToken, Timestamp};
 use serde_json::Value;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{self, AbortHandle, JoinError, JoinHandle, JoinSet};
@@ -18,7 +20,7 @@ use tokio::task::{self, AbortHandle, JoinError, JoinHandle, JoinSet};
 use super::asl::Machine;
 use super::errors::{TASK_FAILED, TIMEOUT, TaskError};
 use super::journal::{HistoryEntry, Journal};
-use super::transition::{self, Action, Record, Status};
+use super::transition::{self, Action, Record, Status, callback};
 use crate::database::Database;
 
 /// The scheduler looks at the clock at least this often: the machine's own timers stand still while it is suspended.
@@ -166,6 +168,14 @@ impl Workflows for Engine {
     async fn status(&self, execution: &ExecutionId) -> PortResult<Option<ExecutionStatus>> {
         Ok(self.core.journal.load(&execution.0).await?.map(status_of))
     }
+
+    async fn report(&self, token: &TaskToken, outcome: TaskOutcome) -> PortResult<()> {
+        self.core.report(token, outcome).await
+    }
+
+    async fn heartbeat(&self, token: &TaskToken) -> PortResult<()> {
+        self.core.heartbeat(token).await
+    }
 }
 
 fn status_of(record: Record) -> ExecutionStatus {
@@ -276,15 +286,20 @@ impl Core {
         locked(&self.agenda).retain(|(_, scheduled)| scheduled != name);
     }
 
+    /// Lets an execution go on at `at` instead of when it would have.
+    fn reschedule(&self, name: &str, at: Timestamp) {
+        locked(&self.agenda).retain(|(_, scheduled)| scheduled != name);
+        self.schedule(name.to_owned(), at);
+    }
+
     async fn commit(
         &self,
         mut record: Record,
         change: impl FnOnce(&mut Record) -> Vec<transition::Happening>,
         now: Timestamp,
     ) -> PortResult<bool> {
-        let begun_at = record.sequence;
         let happenings = change(&mut record);
-        self.journal.commit(record, begun_at, happenings, now).await
+        self.journal.commit(record, happenings, now).await
     }
 
     /// Carries an execution on by one transition.
@@ -298,6 +313,15 @@ impl Core {
             Action::Turn => {
                 self.commit(record, |record| transition::turn(&machine, record, now), now).await?;
             }
+            Action::Issue => {
+                let (token, jitter) = (tokens::issue(name)?, (self.jitter)());
+                self.commit(record, |r| callback::issue(&machine, r, token, now, jitter), now).await?;
+            }
+            Action::Expire(error) => {
+                let jitter = (self.jitter)();
+                let change = |record: &mut Record| transition::task_ended(&machine, record, Err(error), now, jitter);
+                self.commit(record, change, now).await?;
+            }
             Action::Run { .. } => self.run_task(handler, &machine, record).await?,
         }
         Ok(Turned::On)
@@ -307,11 +331,22 @@ impl Core {
         let _permit = self.permits.acquire().await.map_err(PortError::unavailable)?;
         // Waiting for the permit took its time: the deadline counts from here.
         let begun = self.clock.now();
-        let Action::Run { step, deadline } = transition::action(machine, &record, begun) else { return Ok(()) };
+        let Action::Run { step, input, deadline } = transition::action(machine, &record, begun) else { return Ok(()) };
         let limit = deadline.map(|deadline| Duration::from_millis(deadline.ms_since(begun)));
-        let result = run_step(handler, step, record.input.clone(), limit).await;
+        let result = run_step(handler, step, input, limit).await;
         let (now, jitter) = (self.clock.now(), (self.jitter)());
-        let change = |record: &mut Record| transition::task_ended(machine, record, result, now, jitter);
+        let change = |record: &mut Record| match (&record.awaited, result) {
+            (Some(_), Ok(_)) => callback::submitted(machine, record, now),
+            // When its time was up while the step ran, it is told by which clock.
+            (Some(_), Err(error)) if error.error == TIMEOUT => {
+                let expired = match transition::action(machine, record, now) {
+                    Action::Expire(expired) => expired,
+                    _ => error,
+                };
+                transition::task_ended(machine, record, Err(expired), now, jitter)
+            }
+            (_, result) => transition::task_ended(machine, record, result, now, jitter),
+        };
         self.commit(record, change, now).await.map(|_| ())
     }
 
@@ -382,16 +417,24 @@ fn panic_text(error: JoinError) -> String {
 async fn schedule(core: Arc<Core>, handler: Arc<dyn TaskHandler>) {
     let mut running: JoinSet<Option<Timestamp>> = JoinSet::new();
     let mut names: HashMap<task::Id, String> = HashMap::new();
+    // What became due while it was driven: its driver may have seen it as it was before.
+    let mut missed: HashSet<String> = HashSet::new();
     while !core.stopping.load(Ordering::SeqCst) {
         for name in core.due() {
-            if !names.values().any(|driven| *driven == name) {
+            if names.values().any(|driven| *driven == name) {
+                missed.insert(name);
+            } else {
                 spawn_driver(&core, &handler, name, &mut running, &mut names);
             }
         }
         tokio::select! {
             () = core.changed.notified() => {}
             () = tokio::time::sleep(core.time_to_next()) => {}
-            Some(ended) = running.join_next_with_id() => driver_ended(&core, &mut names, ended),
+            Some(ended) = running.join_next_with_id() => {
+                if let Some(name) = driver_ended(&core, &mut names, ended).filter(|name| missed.remove(name)) {
+                    core.schedule(name, core.clock.now());
+                }
+            }
         }
     }
     let ended = tokio::time::timeout(SHUTDOWN_GRACE, async { while running.join_next().await.is_some() {} }).await;
@@ -417,25 +460,27 @@ fn spawn_driver(
     locked(&core.drivers).insert(name, driver);
 }
 
+/// Takes a driver out of the lists; the name of what it drove.
 fn driver_ended(
     core: &Core,
     names: &mut HashMap<task::Id, String>,
     ended: Result<(task::Id, Option<Timestamp>), JoinError>,
-) {
+) -> Option<String> {
     let id = match &ended {
         Ok((id, _)) => *id,
         Err(error) => error.id(),
     };
-    let Some(name) = names.remove(&id) else { return };
+    let name = names.remove(&id)?;
     locked(&core.drivers).remove(&name);
     match ended {
-        Ok((_, Some(at))) => core.schedule(name, at),
+        Ok((_, Some(at))) => core.schedule(name.clone(), at),
         Ok((_, None)) => {}
         Err(error) if error.is_cancelled() => {}
         Err(error) => {
-            tracing::error!(execution = name, %error, "the execution cannot go on: a defect of the interpreter")
+            tracing::error!(execution = name, %error, "the execution cannot go on: a defect of the interpreter");
         }
     }
+    Some(name)
 }
 
 /// A number drawn from 0 to 1.

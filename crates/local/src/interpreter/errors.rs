@@ -17,6 +17,10 @@ impl TaskError {
 
 /// A task, or the whole execution, took longer than its `TimeoutSeconds`.
 pub(super) const TIMEOUT: &str = "States.Timeout";
+/// A task that waits for its token heard nothing for its `HeartbeatSeconds`.
+pub(super) const HEARTBEAT_TIMEOUT: &str = "States.HeartbeatTimeout";
+/// A path in the `Parameters` of a task leads nowhere in its input.
+pub(super) const PARAMETER_PATH: &str = "States.ParameterPathFailure";
 /// A task failed in a way that has no better name.
 pub(super) const TASK_FAILED: &str = "States.TaskFailed";
 /// The input of a state does not hold what the state needs.
@@ -27,13 +31,19 @@ pub(super) const NO_CHOICE_MATCHED: &str = "States.NoChoiceMatched";
 pub(super) const RESULT_PATH: &str = "States.ResultPathMatchFailure";
 
 /// Whether `error` is among `names`. `States.ALL` stands for every error but `States.Runtime`, which nothing catches;
-/// `States.TaskFailed` for every one of these but timeouts.
+/// `States.TaskFailed` for every one of these but timeouts, `States.Timeout` for these: a missing heartbeat is one.
 fn matches(names: &[String], error: &str) -> bool {
     names.iter().any(|name| match name.as_str() {
         "States.ALL" => error != RUNTIME,
-        TASK_FAILED => error != TIMEOUT && error != RUNTIME,
+        TASK_FAILED => !is_timeout(error) && error != RUNTIME,
+        TIMEOUT => is_timeout(error),
         name => name == error,
     })
+}
+
+/// Whether the error is that time ran out.
+pub(super) fn is_timeout(error: &str) -> bool {
+    error == TIMEOUT || error == HEARTBEAT_TIMEOUT
 }
 
 /// The first retrier that answers the error, with its place in the list. Only this one counts: when its attempts are used
@@ -92,6 +102,11 @@ mod tests {
             ("States.TaskFailed", RUNTIME, false),
             ("States.Timeout", TIMEOUT, true),
             ("States.Timeout", "Timeout", false),
+            ("States.Timeout", HEARTBEAT_TIMEOUT, true),
+            ("States.HeartbeatTimeout", HEARTBEAT_TIMEOUT, true),
+            ("States.HeartbeatTimeout", TIMEOUT, false),
+            ("States.TaskFailed", HEARTBEAT_TIMEOUT, false),
+            ("States.TaskFailed", PARAMETER_PATH, true),
             ("Conflict", "Conflict", true),
             ("Conflict", "ConflictException", false),
         ];

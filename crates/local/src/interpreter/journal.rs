@@ -52,17 +52,16 @@ impl Journal {
     }
 
     /// Writes what a transition made of an execution; false, and nothing is written, when it is no longer where the
-    /// transition began (`sequence` was another).
+    /// transition began (`revision` was another).
     pub(super) async fn commit(
         &self,
         record: Record,
-        begun_at: u64,
         happenings: Vec<Happening>,
         now: Timestamp,
     ) -> PortResult<bool> {
         self.database
             .transact(move |t| {
-                let current = update(t, &record, begun_at)?;
+                let current = update(t, &record)?;
                 if current {
                     append(t, &record, &happenings, now)?;
                 }
@@ -104,8 +103,8 @@ fn insert(t: &Transaction<'_>, r: &Record) -> Result<bool, TransactionError> {
     let inserted = t
         .prepare_cached(
             "INSERT INTO execution (name, machine, definition, definition_hash, sequence, status, state, input,
-                                    started_at, entered_at, attempts, wake_at, output, error, cause)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) ON CONFLICT DO NOTHING",
+                                    started_at, entered_at, attempts, wake_at, output, error, cause, revision, awaited)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) ON CONFLICT DO NOTHING",
         )?
         .execute(params![
             r.name,
@@ -123,20 +122,23 @@ fn insert(t: &Transaction<'_>, r: &Record) -> Result<bool, TransactionError> {
             r.output.as_ref().map(Value::to_string),
             r.error.as_ref().map(|e| &e.error),
             r.error.as_ref().map(|e| &e.cause),
+            column(r.revision)?,
+            awaited(r),
         ])?;
     Ok(inserted == 1)
 }
 
-fn update(t: &Transaction<'_>, r: &Record, begun_at: u64) -> Result<bool, TransactionError> {
+/// Counts the revision up.
+fn update(t: &Transaction<'_>, r: &Record) -> Result<bool, TransactionError> {
     let updated = t
         .prepare_cached(
-            "UPDATE execution SET sequence = ?3, status = ?4, state = ?5, input = ?6, entered_at = ?7, attempts = ?8,
-                                  wake_at = ?9, output = ?10, error = ?11, cause = ?12
-             WHERE name = ?1 AND sequence = ?2",
+            "UPDATE execution SET revision = ?2 + 1, sequence = ?3, status = ?4, state = ?5, input = ?6, entered_at = ?7,
+                                  attempts = ?8, wake_at = ?9, output = ?10, error = ?11, cause = ?12, awaited = ?13
+             WHERE name = ?1 AND revision = ?2",
         )?
         .execute(params![
             r.name,
-            column(begun_at)?,
+            column(r.revision)?,
             column(r.sequence)?,
             r.status.as_str(),
             r.state,
@@ -147,8 +149,13 @@ fn update(t: &Transaction<'_>, r: &Record, begun_at: u64) -> Result<bool, Transa
             r.output.as_ref().map(Value::to_string),
             r.error.as_ref().map(|e| &e.error),
             r.error.as_ref().map(|e| &e.cause),
+            awaited(r),
         ])?;
     Ok(updated == 1)
+}
+
+fn awaited(r: &Record) -> Option<String> {
+    r.awaited.as_ref().and_then(|awaited| serde_json::to_string(awaited).ok())
 }
 
 /// Appends the events that led to the record's sequence.
@@ -187,6 +194,8 @@ struct RawRecord {
     output: Option<String>,
     error: Option<String>,
     cause: Option<String>,
+    revision: i64,
+    awaited: Option<String>,
 }
 
 fn select(t: &Transaction<'_>, name: &str) -> rusqlite::Result<Option<RawRecord>> {
@@ -211,6 +220,8 @@ impl RawRecord {
             output: row.get("output")?,
             error: row.get("error")?,
             cause: row.get("cause")?,
+            revision: row.get("revision")?,
+            awaited: row.get("awaited")?,
         })
     }
 
@@ -219,6 +230,7 @@ impl RawRecord {
             return Err("its definition does not have the hash that it had".to_owned());
         }
         let output = self.output.as_deref().map(|output| json_column("output", output)).transpose()?;
+        let awaited = self.awaited.as_deref().map(|awaited| json_column("awaited", awaited)).transpose()?;
         Ok(Record {
             sequence: u64::try_from(self.sequence).map_err(|_| format!("its sequence is {}", self.sequence))?,
             status: Status::parse(&self.status).ok_or_else(|| format!("its status is `{}`", self.status))?,
@@ -229,6 +241,8 @@ impl RawRecord {
             started_at: Timestamp::from_unix_ms(self.started_at),
             entered_at: Timestamp::from_unix_ms(self.entered_at),
             wake_at: self.wake_at.map(Timestamp::from_unix_ms),
+            revision: u64::try_from(self.revision).map_err(|_| format!("its revision is {}", self.revision))?,
+            awaited,
             name: self.name,
             machine: self.machine,
             definition: self.definition,

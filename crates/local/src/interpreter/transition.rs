@@ -10,6 +10,8 @@
 //!                  └──[Choice, Pass, Succeed, Fail: at once]
 //! ```
 
+pub(super) mod callback;
+
 use rehost_model::Timestamp;
 use serde_json::{Value, json};
 
@@ -46,6 +48,10 @@ pub(super) struct Record {
     pub(super) wake_at: Option<Timestamp>,
     pub(super) output: Option<Value>,
     pub(super) error: Option<TaskError>,
+    /// Writes so far; one more with every write, so that two writers notice each other.
+    pub(super) revision: u64,
+    /// The token that the task waits with.
+    pub(super) awaited: Option<callback::Awaited>,
 }
 
 /// An event for the history.
@@ -59,8 +65,12 @@ pub(super) struct Happening {
 /// What is to be done next with an execution.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Action {
-    /// Run the step; then [`task_ended`].
-    Run { step: String, deadline: Option<Timestamp> },
+    /// Run the step; then [`task_ended`], or [`callback::submitted`] when it ended well and the record has a token.
+    Run { step: String, input: Value, deadline: Option<Timestamp> },
+    /// [`callback::issue`].
+    Issue,
+    /// [`task_ended`] with this error.
+    Expire(TaskError),
     /// Nothing before this time.
     Sleep(Timestamp),
     /// [`turn`].
@@ -92,6 +102,8 @@ pub(super) fn begin(
         wake_at: None,
         output: None,
         error: None,
+        revision: 0,
+        awaited: None,
     };
     let started = Happening { event: "ExecutionStarted".to_owned(), state: None, detail: json!({"input": input}) };
     let mut change = Change::new(machine, &mut record, now);
@@ -114,10 +126,14 @@ pub(super) fn action(machine: &Machine, record: &Record, now: Timestamp) -> Acti
         return Action::Sleep(end.map_or(wake_at, |end| end.min(wake_at)));
     }
     match machine.states.get(&record.state) {
-        Some(State::Task(task)) => {
-            let own = task.timeout_seconds.map(|s| now.plus_ms(s.saturating_mul(1000)));
-            Action::Run { step: task.step.clone(), deadline: own.into_iter().chain(end).min() }
-        }
+        Some(State::Task(task)) => match &task.callback {
+            Some(callback) => callback::action(task, callback, record, now, end),
+            None => {
+                let own = task.timeout_seconds.map(|s| now.plus_ms(s.saturating_mul(1000)));
+                let (step, input) = (task.step.clone(), record.input.clone());
+                Action::Run { step, input, deadline: own.into_iter().chain(end).min() }
+            }
+        },
         _ => Action::Turn,
     }
 }
@@ -207,6 +223,7 @@ impl<'a> Change<'a> {
         self.record.entered_at = self.now;
         self.record.attempts.clear();
         self.record.wake_at = None;
+        self.record.awaited = None;
         let Some(state) = self.machine.states.get(name) else {
             return self.fail(TaskError::new(RUNTIME, format!("there is no state `{name}`")));
         };
@@ -238,6 +255,7 @@ impl<'a> Change<'a> {
     fn end(&mut self, status: Status, event: &str, error: Option<TaskError>) {
         self.record.status = status;
         self.record.wake_at = None;
+        self.record.awaited = None;
         let detail = match &error {
             Some(error) => error_output(error),
             None => json!({"output": self.record.output}),
@@ -297,7 +315,7 @@ impl<'a> Change<'a> {
     }
 
     fn task_failed(&mut self, task: &Task, error: TaskError, jitter: f64) {
-        let event = if error.error == TIMEOUT { "TaskTimedOut" } else { "TaskFailed" };
+        let event = if errors::is_timeout(&error.error) { "TaskTimedOut" } else { "TaskFailed" };
         self.happened(event, error_output(&error));
         if self.retry(task, &error, jitter) {
             return;
@@ -318,6 +336,8 @@ impl<'a> Change<'a> {
         let delay = errors::delay_ms(retrier, *used, jitter);
         *used += 1;
         self.record.wake_at = Some(self.now.plus_ms(delay));
+        // The next attempt has a token of its own.
+        self.record.awaited = None;
         true
     }
 }

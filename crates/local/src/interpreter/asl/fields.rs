@@ -82,6 +82,12 @@ impl Fields {
         }
     }
 
+    /// A member that is an object, knowing its place.
+    pub(super) fn object(&mut self, field: &str) -> Result<Self, AslError> {
+        let value = self.required(field)?;
+        Self::new(format!("{}, {field}", self.place), value)
+    }
+
     /// The elements of a list of objects, each knowing its place.
     pub(super) fn objects(&mut self, field: &str) -> Result<Vec<Self>, AslError> {
         let values = self.list(field)?.unwrap_or_default();

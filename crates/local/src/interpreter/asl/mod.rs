@@ -6,6 +6,7 @@
 
 mod fields;
 mod json;
+mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,11 +14,12 @@ use serde_json::Value;
 
 use self::fields::Fields;
 use super::path::Path;
+pub use template::Template;
 
 /// The longest name of a state, in characters.
 const MAX_STATE_NAME: usize = 80;
 /// The longest time that a field may name, in seconds (about three years).
-const MAX_SECONDS: u64 = 99_999_999;
+pub(super) const MAX_SECONDS: u64 = 99_999_999;
 /// The longest delay before a retry, in seconds (less than 366 days).
 const MAX_DELAY_SECONDS: u64 = 31_622_399;
 
@@ -82,11 +84,22 @@ pub enum ResultPath {
 pub struct Task {
     /// Such as `replication-status`, for the resource `${ReplicationStatusFunctionArn}`.
     pub step: String,
+    /// Set when the end of the step is not the end of the task.
+    pub callback: Option<Callback>,
     pub timeout_seconds: Option<u64>,
     pub retry: Vec<Retrier>,
     pub catch: Vec<Catcher>,
     pub result_path: ResultPath,
     pub next: Next,
+}
+
+/// A task that waits until somebody reports its token (`arn:aws:states:::lambda:invoke.waitForTaskToken`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Callback {
+    /// What the step is called with; its answer does not count.
+    pub payload: Template,
+    /// The task fails when it hears nothing for so long.
+    pub heartbeat_seconds: Option<u64>,
 }
 
 /// When and how often a failed task is run again.
@@ -300,17 +313,44 @@ fn named_state((name, value): (String, Value)) -> Result<(String, State), AslErr
     Ok((name, state))
 }
 
+/// The resource of a task whose step reports later.
+const CALLBACK_RESOURCE: &str = "arn:aws:states:::lambda:invoke.waitForTaskToken";
+
 fn task(fields: &mut Fields) -> Result<Task, AslError> {
     let resource = fields.required_text("Resource")?;
-    let step = step_name(&resource).map_err(|why| fields.error("Resource", why))?;
+    let timeout_seconds = fields.integer("TimeoutSeconds", 1, MAX_SECONDS)?;
+    let (step, callback) = if resource == CALLBACK_RESOURCE {
+        let (step, callback) = callback(fields, timeout_seconds)?;
+        (step, Some(callback))
+    } else {
+        (step_name(&resource).map_err(|why| fields.error("Resource", why))?, None)
+    };
     Ok(Task {
         step,
-        timeout_seconds: fields.integer("TimeoutSeconds", 1, MAX_SECONDS)?,
+        callback,
+        timeout_seconds,
         retry: retriers(fields)?,
         catch: catchers(fields)?,
         result_path: result_path(fields)?,
         next: next(fields)?,
     })
+}
+
+fn callback(fields: &mut Fields, timeout_seconds: Option<u64>) -> Result<(String, Callback), AslError> {
+    let mut parameters = fields.object("Parameters")?;
+    let function = parameters.required_text("FunctionName")?;
+    let step = step_name(&function).map_err(|why| parameters.error("FunctionName", why))?;
+    let payload = parameters.required("Payload")?;
+    let payload = Template::parse(payload).map_err(|why| parameters.error("Payload", why))?;
+    if !payload.names_token() {
+        return Err(parameters.error("Payload", "must hold `$$.Task.Token`, or nobody could ever report"));
+    }
+    parameters.finish()?;
+    let heartbeat_seconds = fields.integer("HeartbeatSeconds", 1, MAX_SECONDS)?;
+    if heartbeat_seconds.zip(timeout_seconds).is_some_and(|(heartbeat, timeout)| heartbeat >= timeout) {
+        return Err(fields.error("HeartbeatSeconds", "must be less than TimeoutSeconds"));
+    }
+    Ok((step, Callback { payload, heartbeat_seconds }))
 }
 
 /// `${ReplicationStatusFunctionArn}` → `replication-status`.
@@ -387,7 +427,12 @@ fn check_error_name(name: &str, alone_and_last: bool) -> Result<(), String> {
         "States.ALL" if !alone_and_last => {
             Err("`States.ALL` must stand alone, and in the last element of the list".to_owned())
         }
-        "States.ALL" | "States.TaskFailed" | "States.Timeout" | "States.ResultPathMatchFailure" => Ok(()),
+        "States.ALL"
+        | "States.TaskFailed"
+        | "States.Timeout"
+        | "States.HeartbeatTimeout"
+        | "States.ParameterPathFailure"
+        | "States.ResultPathMatchFailure" => Ok(()),
         reserved if reserved.starts_with("States.") => Err(format!("`{reserved}` never occurs here")),
         _ => Ok(()),
     }
