@@ -67,7 +67,9 @@ fn unmount_own(bpffs: &Path) {
         let mut words = line.split(' ');
         words.next() == Some(MOUNT_SOURCE) && words.next().map(Path::new) == Some(bpffs) && words.next() == Some("bpf")
     });
-    let is_empty = || fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none());
+    // The kernel puts two files of its own into every bpffs.
+    let is_kernels = |name: std::ffi::OsString| name == "maps.debug" || name == "progs.debug";
+    let is_empty = || fs::read_dir(bpffs).is_ok_and(|entries| entries.flatten().all(|of| is_kernels(of.file_name())));
     if is_own && is_empty() {
         // Whoever uses it keeps it.
         let _ = unmount(bpffs, UnmountFlags::empty());
