@@ -1,0 +1,39 @@
+//! Every row of the fault harness, and every bug that it must catch.
+//!
+//! `RUNS` (25) and `SEED` as for `make faults`. It needs root, loop devices and mounts.
+
+use std::process::Command;
+
+fn row(name: &str) {
+    faults(&["--row", name]);
+}
+
+fn caught(name: &str) {
+    faults(&["--row", name, "--planted"]);
+}
+
+fn faults(arguments: &[&str]) {
+    let status = Command::new(env!("CARGO_BIN_EXE_faults")).args(arguments).env_remove("ROW").status().unwrap();
+    assert!(status.success(), "faults {} ended with {status}", arguments.join(" "));
+}
+
+macro_rules! rows {
+    ($($test:ident, $planted:ident: $name:literal;)*) => {
+        $(
+            #[test]
+            fn $test() {
+                row($name);
+            }
+
+            #[test]
+            fn $planted() {
+                caught($name);
+            }
+        )*
+    };
+}
+
+rows! {
+    live_kill_agent, live_kill_agent_planted: "kill-agent";
+    live_kill_replicator, live_kill_replicator_planted: "kill-replicator";
+}
