@@ -5,6 +5,9 @@
 
 pub mod disks;
 pub mod facts;
+pub mod fence;
+pub mod freeze;
+pub mod hooks;
 pub mod install;
 pub mod run;
 pub mod service;

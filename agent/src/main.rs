@@ -1,11 +1,14 @@
 //! The command `rehost-agent`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use rehost_agent::fence::unfence;
+use rehost_agent::freeze::run_thaw_watchdog;
+use rehost_agent::hooks::{HOOKS_DIR, HookSet};
 use rehost_agent::install::{InstallArgs, install};
 use rehost_agent::run::{RunOptions, run};
 use rehost_agent::service::ServiceLayout;
@@ -15,6 +18,7 @@ use rehost_agent::system::System;
 use rehost_agent::uninstall::{UninstallOptions, uninstall};
 use rehost_link::control_client::now;
 use rehost_link::identity::StateDir;
+use rehost_model::link::{CheckpointSettings, FenceId};
 
 /// Replicates this server's disks to a region of rehost.
 #[derive(Parser)]
@@ -46,6 +50,17 @@ enum Command {
         #[arg(long)]
         no_service: bool,
     },
+    /// Put a source that was fenced for a cutover back into use, when no control plane is there to do so
+    Unfence {
+        #[command(flatten)]
+        places: Places,
+        /// Directory of the user's scripts
+        #[arg(long, value_name = "DIR", default_value = HOOKS_DIR)]
+        hooks_dir: PathBuf,
+    },
+    /// Thaw what the agent froze when it is gone; started by the agent
+    #[command(hide = true)]
+    ThawWatchdog,
 }
 
 #[derive(Args)]
@@ -59,9 +74,13 @@ struct Places {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let command = Cli::parse().command;
+    if matches!(command, Command::ThawWatchdog) {
+        // Before anything else is set up: the less it is, the less can go wrong with it.
+        return run_thaw_watchdog();
+    }
     start_tracing();
-    match carry_out(cli.command) {
+    match carry_out(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -97,6 +116,8 @@ fn carry_out(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             let options = UninstallOptions { state_dir, runtime_dir, no_service };
             runtime.block_on(uninstall(&options, &layout, &mut say))?;
         }
+        Command::Unfence { places, hooks_dir } => open_by_hand(&places, &hooks_dir)?,
+        Command::ThawWatchdog => {}
     }
     Ok(())
 }
@@ -104,6 +125,17 @@ fn carry_out(command: Command) -> Result<(), Box<dyn std::error::Error>> {
 fn say(line: &str) {
     // A reader that went away is no reason to stop half-way.
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn open_by_hand(places: &Places, hooks_dir: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let state = StateDir::new(&places.state_dir);
+    let (settings, _) = installed(&state)?;
+    let timeout = Duration::from_millis(CheckpointSettings::default().hook_timeout_ms);
+    match unfence(&state, HookSet::new(hooks_dir, settings.source_server_id, timeout))? {
+        Some(FenceId(fence)) => say(&format!("the source is in use again; it was fenced for {fence}")),
+        None => say("the source is not fenced"),
+    }
+    Ok(())
 }
 
 fn show_status(places: &Places, json: bool) -> Result<(), StateError> {

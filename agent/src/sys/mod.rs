@@ -5,4 +5,6 @@
 #![allow(unsafe_code)] // The calls below take pointers; each one says why they are valid.
 
 pub(crate) mod bpf;
+pub(crate) mod freeze;
+pub(crate) mod loop_disk;
 pub(crate) mod shared;
