@@ -83,6 +83,7 @@ pub(crate) struct Bed<'a> {
     pub(crate) spec: Spec,
     pub(crate) random: Random,
     setting: Setting<'a>,
+    plan: Plan,
     epoch: u64,
     /// Writes that are in a checkpoint that was acknowledged.
     acknowledged: usize,
@@ -135,6 +136,7 @@ impl<'a> Bed<'a> {
             spec,
             random,
             setting,
+            plan,
             epoch: 0,
             acknowledged: 0,
             key: 1,
@@ -214,11 +216,20 @@ impl<'a> Bed<'a> {
 
     /// Asks for a checkpoint, waits until the volumes are held at it, looks at them, and releases them.
     pub(crate) fn checkpoint(&mut self) -> Outcome {
+        // Digests find a disk that rests, or none.
+        self.rest(!self.plan.tracked);
         let least = self.hold()?;
         self.acknowledged = self.acknowledged.max(least);
         self.verify()?;
         self.release();
+        self.rest(false);
         Ok(())
+    }
+
+    fn rest(&self, rest: bool) {
+        if let Some(writer) = &self.writer {
+            writer.rest(rest);
+        }
     }
 
     /// Asks for a checkpoint and waits until the volumes are held at it. The writes that must be in it.

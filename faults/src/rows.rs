@@ -7,7 +7,7 @@ use crate::failure::{Kind, Outcome};
 use crate::network::Quality;
 
 /// A kind of fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
@@ -47,7 +47,7 @@ fn narrow(bed: &mut Bed<'_>) {
 }
 
 fn kill_agent(setting: Setting<'_>) -> Outcome<Figures> {
-    let mut bed = Bed::start(setting, Plan::default())?;
+    let mut bed = Bed::start(setting, Plan { tracked: false, ..Plan::default() })?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
         bed.random_moment()?;
@@ -59,7 +59,7 @@ fn kill_agent(setting: Setting<'_>) -> Outcome<Figures> {
 }
 
 fn kill_replicator(setting: Setting<'_>) -> Outcome<Figures> {
-    let mut bed = Bed::start(setting, Plan::default())?;
+    let mut bed = Bed::start(setting, Plan { tracked: false, ..Plan::default() })?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
         bed.random_moment()?;
