@@ -19,6 +19,7 @@ use super::{
     geometry::{ENTRY_SHIFT, Geometry},
     marks::Marks,
     meta::{META_BYTES, Meta},
+    mounts::BPFFS,
     pins,
     program::{Hook, KernelLayout, Maps, Target},
 };
@@ -76,7 +77,7 @@ pub(super) fn open(
 ) -> Result<OpenedPins, EbpfError> {
     let geometry = Geometry::fitting(disk.size_bytes, options.map_bytes);
     let failed = |source| EbpfError::Pins { path: options.bpffs.display().to_string(), source };
-    pins::mount_bpffs(&options.bpffs).map_err(failed)?;
+    BPFFS.ensure(&options.bpffs).map_err(failed)?;
     let directory = pins::of_volume(options, &disk.volume);
     let mut discarded = None;
     if directory.exists() {
@@ -85,7 +86,7 @@ pub(super) fn open(
             Err(unfit) => discarded = Some(format!("marks that were kept for {} are discarded: {unfit}", disk.path.display())),
         }
         pins::remove(&directory, &options.bpffs).map_err(failed)?;
-        pins::mount_bpffs(&options.bpffs).map_err(failed)?;
+        BPFFS.ensure(&options.bpffs).map_err(failed)?;
     }
     let objects = Objects::create(device, layout, geometry)?;
     let pinned = objects.pin(&directory).map_err(failed);

@@ -18,9 +18,11 @@ mod assembler;
 mod btf;
 mod device;
 mod ebpf;
+mod ftrace;
 mod geometry;
 mod marks;
 mod meta;
+mod mounts;
 mod open;
 mod pins;
 mod program;
@@ -30,7 +32,7 @@ use std::path::PathBuf;
 use rehost_model::{ServerId, VolumeId, replication::TrackerKind};
 use rehost_protocol::Lineage;
 
-pub use open::{Opened, forget, forget_volume, open};
+pub use open::{Opened, forget, forget_volume, open, open_at_best};
 
 /// A disk that is to be tracked.
 #[derive(Debug, Clone, PartialEq, Eq)]

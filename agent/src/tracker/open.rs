@@ -9,6 +9,7 @@ use super::{
     btf::Btf,
     device::BlockDevice,
     ebpf::{self, EbpfTracker},
+    ftrace::{self, FtraceTracker},
     geometry::Geometry,
     pins,
     program::KernelLayout,
@@ -37,9 +38,15 @@ impl std::fmt::Debug for Opened {
 /// disk are taken over. It takes some 100 ms for the first disk, and never fails.
 #[must_use]
 pub fn open(disk: &TrackedDisk, options: &TrackerOptions) -> Opened {
+    open_at_best(disk, options, TrackerKind::Ebpf)
+}
+
+/// The same, as if nothing better than this kind existed.
+#[must_use]
+pub fn open_at_best(disk: &TrackedDisk, options: &TrackerOptions, kind: TrackerKind) -> Opened {
     let mut why = Vec::new();
     let tracker = match BlockDevice::at(&disk.path) {
-        Ok(device) => best(disk, &device, options, &mut why),
+        Ok(device) => best(disk, &device, options, kind, &mut why),
         Err(error) => {
             why.push(error.to_string());
             None
@@ -54,6 +61,7 @@ pub fn open(disk: &TrackedDisk, options: &TrackerOptions) -> Opened {
 /// # Errors
 /// What is pinned cannot be removed.
 pub fn forget(options: &TrackerOptions) -> io::Result<()> {
+    ftrace::forget(options);
     pins::remove(&pins::of_server(options), &options.bpffs)
 }
 
@@ -62,6 +70,7 @@ pub fn forget(options: &TrackerOptions) -> io::Result<()> {
 /// # Errors
 /// What is pinned cannot be removed.
 pub fn forget_volume(options: &TrackerOptions, volume: &VolumeId) -> io::Result<()> {
+    ftrace::forget_volume(options, volume);
     pins::remove(&pins::of_volume(options, volume), &options.bpffs)
 }
 
@@ -69,11 +78,20 @@ fn best(
     disk: &TrackedDisk,
     device: &BlockDevice,
     options: &TrackerOptions,
+    kind: TrackerKind,
     why: &mut Vec<String>,
 ) -> Option<Box<dyn DiskTracker>> {
-    match with_ebpf(disk, device, options, why) {
-        Ok(tracker) => return Some(Box::new(tracker)),
-        Err(reason) => why.push(format!("eBPF: {reason}")),
+    if matches!(kind, TrackerKind::Ebpf | TrackerKind::EbpfBio) {
+        match with_ebpf(disk, device, options, why) {
+            Ok(tracker) => return Some(Box::new(tracker)),
+            Err(reason) => why.push(format!("eBPF: {reason}")),
+        }
+    }
+    if kind != TrackerKind::Rescan {
+        match FtraceTracker::open(disk, device, options) {
+            Ok(tracker) => return Some(Box::new(tracker)),
+            Err(reason) => why.push(format!("ftrace: {reason}")),
+        }
     }
     None
 }

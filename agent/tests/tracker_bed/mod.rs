@@ -9,7 +9,7 @@ use std::{
 };
 
 use rehost_agent::tracker::{self, DiskTracker, Opened, Pass, TrackedDisk, TrackerOptions};
-use rehost_model::{ServerId, VolumeId};
+use rehost_model::{ServerId, VolumeId, replication::TrackerKind};
 
 pub(crate) const BLOCK: usize = 4096;
 pub(crate) const MIB: u64 = 1 << 20;
@@ -39,7 +39,11 @@ impl Server {
     }
 
     pub(crate) fn open(&self, disk: &TrackedDisk) -> Opened {
-        let opened = tracker::open(disk, &self.options);
+        self.open_at_best(disk, TrackerKind::Ebpf)
+    }
+
+    pub(crate) fn open_at_best(&self, disk: &TrackedDisk, kind: TrackerKind) -> Opened {
+        let opened = tracker::open_at_best(disk, &self.options, kind);
         if !opened.why.is_empty() {
             println!("{}: {:?}", disk.path.display(), opened.why);
         }
