@@ -7,12 +7,12 @@
 //! - **A watchdog first.** A process of its own ([`run_thaw_watchdog`]), started long before anything is frozen, holds
 //!   descriptors of all that is going to be. It thaws when the time limit is over, and at once when the agent is gone. It is told
 //!   of every freeze *before* it is made, so that there is no moment at which a freeze is known to nobody. Without a watchdog
-//!   nothing is frozen; one that died is replaced before the next freeze.
+//!   nothing is frozen; one that died or hangs is replaced before the next freeze.
 //! - **Nothing in between.** From the first freeze to the last thaw nothing is allocated, logged, forked or written here.
 //! - **A second line.** A watchdog that is killed leaves the agent to thaw as ever, and the agent that is killed leaves the
 //!   watchdog. If both are killed at once, what is frozen is still named by a note in memory ([`Freezer::with_note_in`]), and
-//!   the next start of the agent thaws it; until then writers wait. The watchdog bears another name than the agent and is out
-//!   of reach of the OOM killer, so this takes intent, such as `kill -9 -1` or an end of the whole control group. (A unit must
+//!   the next start of the agent thaws it; until then writers wait. The watchdog bears another name than the agent and
+//!   (with CAP_SYS_RESOURCE) is spared by the OOM killer, so this takes intent, such as `kill -9 -1` or an end of the whole control group. (A unit must
 //!   keep systemd's `KillMode=control-group`: it sends the watchdog, which ignores it, a SIGTERM first; `mixed` would send
 //!   SIGKILL as soon as the agent is gone.)
 //!
@@ -163,6 +163,13 @@ impl Freezer {
         self.watchdog.as_ref().map(Watchdog::process_id)
     }
 
+    /// Whether the OOM killer passes the watchdog by. Where the agent lacks CAP_SYS_RESOURCE it may take agent and watchdog
+    /// at once, and the note is what is left.
+    #[must_use]
+    pub fn is_spared_by_oom_killer(&self) -> bool {
+        self.watchdog.as_ref().is_some_and(Watchdog::is_spared)
+    }
+
     /// Flushes every filesystem that would be frozen, so that the freeze has less to do. May take long.
     ///
     /// # Errors
@@ -183,7 +190,7 @@ impl Freezer {
         if slots.len() > MAX_FILESYSTEMS {
             return Err(FreezeError::TooMany { count: slots.len() });
         }
-        self.ready_watchdog()?;
+        self.arm_watchdog(&slots, limit)?;
         // From here on, however it ends, the watchdog is disarmed and the note removed by the drop of what is made here.
         let mut frozen = Frozen { freezer: self, slots, skipped, since: None, limit, is_over: false };
         frozen.prepare()?;
@@ -194,13 +201,20 @@ impl Freezer {
         }
     }
 
-    /// Replaces a watchdog that died.
-    fn ready_watchdog(&mut self) -> Result<(), WatchdogError> {
-        if !self.watchdog.as_mut().is_some_and(Watchdog::is_alive) {
-            // The old one first: its process is reaped by this.
-            self.watchdog = None;
-            self.watchdog = Some(Watchdog::start(&self.program)?);
-        }
+    /// The watchdog holds what is going to be frozen. One that died, or does not answer, is replaced.
+    fn arm_watchdog(&mut self, slots: &[Slot], limit: Duration) -> Result<(), WatchdogError> {
+        let directories = || slots.iter().map(|slot| slot.directory.as_fd());
+        // Taken out, so that one that fails is gone, and its process reaped, before the next is started.
+        let kept = self.watchdog.take().filter(|watchdog| watchdog.arm(directories(), limit).is_ok());
+        let armed = match kept {
+            Some(watchdog) => watchdog,
+            None => {
+                let watchdog = Watchdog::start(&self.program)?;
+                watchdog.arm(directories(), limit)?;
+                watchdog
+            }
+        };
+        self.watchdog = Some(armed);
         Ok(())
     }
 }
@@ -293,9 +307,6 @@ impl Frozen<'_> {
     fn prepare(&self) -> Result<(), FreezeError> {
         if let Some(note) = &self.freezer.note {
             note.write(self.slots.iter().map(|slot| &slot.filesystem))?;
-        }
-        if let Some(watchdog) = &self.freezer.watchdog {
-            watchdog.arm(self.slots.iter().map(|slot| slot.directory.as_fd()), self.limit)?;
         }
         sync_all(&self.slots)
     }

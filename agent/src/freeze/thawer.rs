@@ -1,8 +1,8 @@
 //! The watchdog itself: the process behind `rehost-agent thaw-watchdog`.
 //!
 //! It holds descriptors of what the agent is about to freeze, and thaws them when the time is over or the agent is gone.
-//! Everything that could keep it from that is done before it says hello: its memory is locked and stays so, it is the last to
-//! be killed when memory runs out, it has a session of its own and lets every polite signal pass by. Once armed it allocates
+//! Everything that could keep it from that is dealt with before it says hello: its memory is locked and stays so, the OOM killer
+//! passes it by (where it may say so), it has a session of its own and lets every polite signal pass by. Once armed it allocates
 //! nothing, opens nothing and writes nothing; its name is not the agent's, so that `pkill -9 rehost-agent` does not take both.
 
 use std::fs;
@@ -34,7 +34,7 @@ pub fn run_thaw_watchdog() -> ExitCode {
     let socket = stdin();
     let hello = protect_itself();
     let told = answer(socket, hello);
-    if hello != Answer::Hello || told.is_err() {
+    if !matches!(hello, Answer::Hello(_)) || told.is_err() {
         return ExitCode::FAILURE;
     }
     let mut thawer = Thawer::new(socket);
@@ -51,11 +51,9 @@ fn protect_itself() -> Answer {
     let _ = rustix::thread::set_name(NAME);
     let _ = rustix::process::nice(-20);
     let _ = sys::freeze::ignore_polite_signals();
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
-        return Answer::CannotProtect(error.raw_os_error().map_or(0, i32::unsigned_abs));
-    }
+    let spared = fs::write("/proc/self/oom_score_adj", "-1000");
     match mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
-        Ok(()) => Answer::Hello,
+        Ok(()) => Answer::Hello(spared.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs(), |()| 0)),
         Err(error) => Answer::CannotLock(error.raw_os_error().unsigned_abs()),
     }
 }

@@ -32,18 +32,19 @@ pub enum WatchdogError {
     NotOne { program: PathBuf },
     #[error("the watchdog cannot lock its memory: {source}; the agent needs CAP_IPC_LOCK")]
     CannotLock { source: io::Error },
-    #[error("the watchdog cannot protect itself from the OOM killer: {source}; the agent needs CAP_SYS_RESOURCE")]
-    CannotProtect { source: io::Error },
-    #[error("the watchdog is gone or does not answer: {source}; a new one is started for the next freeze")]
+    #[error("the watchdog is gone or does not answer: {source}; the next freeze starts a new one")]
     Lost { source: Errno },
 }
 
 /// A running watchdog that holds nothing, or what is about to be frozen.
 #[derive(Debug)]
 pub(crate) struct Watchdog {
-    /// Closed first of all when this is dropped: the end of it is what the process waits for.
+    /// Closed when this is dropped: the end of it is what the process waits for.
     socket: Option<OwnedFd>,
     process: Child,
+    /// Not even one that hangs may be killed: something is frozen, and nobody else will thaw it.
+    is_abandoned: bool,
+    is_spared: bool,
 }
 
 impl Watchdog {
@@ -51,12 +52,16 @@ impl Watchdog {
     pub(crate) fn start(program: &Path) -> Result<Self, WatchdogError> {
         let (socket, process) =
             spawn(program).map_err(|source| WatchdogError::Start { program: program.to_owned(), source })?;
-        let watchdog = Self { socket: Some(socket), process };
-        let os_error = |errno: u32| io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or_default());
+        let mut watchdog = Self { socket: Some(socket), process, is_abandoned: false, is_spared: false };
         match watchdog.hear(START_PATIENCE) {
-            Ok(Answer::Hello) => Ok(watchdog),
-            Ok(Answer::CannotLock(errno)) => Err(WatchdogError::CannotLock { source: os_error(errno) }),
-            Ok(Answer::CannotProtect(errno)) => Err(WatchdogError::CannotProtect { source: os_error(errno) }),
+            Ok(Answer::Hello(errno)) => {
+                watchdog.is_spared = errno == 0;
+                Ok(watchdog)
+            }
+            Ok(Answer::CannotLock(errno)) => {
+                let source = io::Error::from_raw_os_error(i32::try_from(errno).unwrap_or_default());
+                Err(WatchdogError::CannotLock { source })
+            }
             Ok(_) | Err(_) => Err(WatchdogError::NotOne { program: program.to_owned() }),
         }
     }
@@ -66,9 +71,9 @@ impl Watchdog {
         self.process.id()
     }
 
-    /// Whether it still runs.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        self.socket.is_some() && matches!(self.process.try_wait(), Ok(None))
+    /// Whether the OOM killer passes it by.
+    pub(crate) fn is_spared(&self) -> bool {
+        self.is_spared
     }
 
     /// Hands over what is about to be frozen, and the time limit that begins with the first [`Watchdog::will_freeze`].
@@ -110,7 +115,7 @@ impl Watchdog {
 
     /// Lets it alone with what it holds: it goes on until all of that is thawed.
     pub(crate) fn abandon(mut self) {
-        self.socket = None;
+        self.is_abandoned = true;
     }
 
     fn ask(&self, request: Request, descriptor: Option<BorrowedFd<'_>>) -> Result<(), WatchdogError> {
@@ -143,12 +148,18 @@ fn spawn(program: &Path) -> io::Result<(OwnedFd, Child)> {
 }
 
 impl Drop for Watchdog {
-    /// A watchdog that has lost its agent thaws and ends by itself: it is not killed, but waited for, so that no zombie is left.
+    /// Without its agent it ends by itself, once everything is thawed. One that holds nothing and yet does not end is killed, so
+    /// that no process is left.
     fn drop(&mut self) {
         self.socket = None;
         let end = Instant::now() + END_PATIENCE;
         while matches!(self.process.try_wait(), Ok(None)) && Instant::now() < end {
             sleep(Duration::from_millis(2));
+        }
+        if !self.is_abandoned {
+            // Of no use, but of no harm either, when it has ended.
+            let _ = self.process.kill();
+            let _ = self.process.wait();
         }
     }
 }

@@ -40,12 +40,10 @@ pub(crate) enum Request {
 /// From the watchdog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It locked its memory and cannot be killed for want of memory. Comes once, first.
-    Hello,
+    /// It locked its memory. Comes once, first; 0 if it is out of reach of the OOM killer, else the error that prevents it.
+    Hello(u32),
     /// It cannot do its work: `mlockall` failed with this error.
     CannotLock(u32),
-    /// It cannot do its work: its `oom_score_adj` cannot be lowered.
-    CannotProtect(u32),
     /// So many filesystems are held.
     Ready(u32),
     /// It has let go of everything; so many filesystems were thawed by it.
@@ -79,22 +77,20 @@ impl Request {
 impl Answer {
     fn parts(self) -> (u8, u32) {
         match self {
-            Self::Hello => (129, 0),
+            Self::Hello(errno) => (129, errno),
             Self::CannotLock(errno) => (130, errno),
-            Self::CannotProtect(errno) => (131, errno),
-            Self::Ready(count) => (132, count),
-            Self::Done(thawed) => (133, thawed),
+            Self::Ready(count) => (131, count),
+            Self::Done(thawed) => (132, thawed),
         }
     }
 
     pub(crate) fn parse(message: [u8; MESSAGE_BYTES]) -> Option<Self> {
         let (kind, value) = split(message);
         match kind {
-            129 => Some(Self::Hello),
+            129 => Some(Self::Hello(value)),
             130 => Some(Self::CannotLock(value)),
-            131 => Some(Self::CannotProtect(value)),
-            132 => Some(Self::Ready(value)),
-            133 => Some(Self::Done(value)),
+            131 => Some(Self::Ready(value)),
+            132 => Some(Self::Done(value)),
             _ => None,
         }
     }
@@ -208,7 +204,7 @@ mod tests {
             let Received::Message(message, None) = receive(there.as_fd(), None).unwrap() else { panic!("no message") };
             assert_eq!((Request::parse(message), Answer::parse(message)), (Some(request), None));
         }
-        for sent in [Answer::Hello, Answer::CannotLock(1), Answer::CannotProtect(13), Answer::Ready(3), Answer::Done(1)] {
+        for sent in [Answer::Hello(13), Answer::CannotLock(1), Answer::Ready(3), Answer::Done(1)] {
             answer(there.as_fd(), sent).unwrap();
             let Received::Message(message, None) = receive(here.as_fd(), None).unwrap() else { panic!("no message") };
             assert_eq!((Answer::parse(message), Request::parse(message)), (Some(sent), None));
