@@ -14,7 +14,7 @@ use std::{
 };
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
-use rehost_agent::sync::{DiskSource, SyncConfig, SyncControl, SyncLoop};
+use rehost_agent::sync::{DiskSource, Machine, SyncConfig, SyncControl, SyncLoop};
 use rehost_link::transport::{ClientTls, ServerTls, Timeouts, TlsIdentity};
 use rehost_model::{
     Epoch, ServerId, VolumeId,
@@ -47,6 +47,7 @@ fn main() -> Outcome<()> {
         server: server.clone(),
         disks: vec![DiskSource { index: DiskIndex(0), path: source.clone(), volume, size_bytes }],
         timeouts: Timeouts::default(),
+        machine: Machine::untracked(),
     };
     measure(&engine, &config, size_bytes)?;
     engine.shutdown();

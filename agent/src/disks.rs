@@ -59,6 +59,26 @@ pub fn select(system: &System, chosen: Option<&[String]>) -> Result<Selection, D
     Ok(selection)
 }
 
+/// The disks that are to be replicated by now: those that are, as they are by now, and all others of the machine if it is
+/// replicated whole. A disk that cannot be looked at is left out: the engine says so.
+pub(crate) fn inventory(system: &System, replicated: &[&str], all_disks: bool) -> Vec<SourceDisk> {
+    let boot = boot::disk(system).map(|name| device_path(system, &name).display().to_string());
+    let mut found: Vec<SourceDisk> = replicated.iter().filter_map(|name| named(system, name).ok()).collect();
+    // Names as the control plane knows them.
+    for (disk, name) in found.iter_mut().zip(replicated) {
+        disk.is_boot_disk = boot.as_deref() == Some(*name);
+    }
+    let others = discover(system).map(|selection| selection.disks).unwrap_or_default();
+    // Images and loop devices stand for another machine.
+    let of_machine = !found.is_empty() && found.iter().all(|disk| others.iter().any(|o| o.device_name == disk.device_name));
+    if all_disks && of_machine {
+        let new = |disk: &SourceDisk| !found.iter().any(|known| known.device_name == disk.device_name);
+        let new: Vec<SourceDisk> = others.into_iter().filter(new).collect();
+        found.extend(new);
+    }
+    found
+}
+
 /// Whether a disk is made to be started by UEFI.
 pub(crate) fn is_for_uefi(disk: &SourceDisk) -> bool {
     table::is_for_uefi(Path::new(&disk.device_name))

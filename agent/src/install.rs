@@ -90,6 +90,7 @@ struct Enrolment {
     region: String,
     state: StateDir,
     was_installed: bool,
+    all_disks: bool,
     key: PrivateKey,
     request: EnrolRequest,
 }
@@ -120,7 +121,8 @@ impl Enrolment {
             replicate: !args.no_replication,
             agent_version: VERSION.to_owned(),
         };
-        Ok(Self { client, trust, access_key, region: args.region.clone(), state, was_installed, key, request })
+        let (region, all_disks) = (args.region.clone(), args.chosen_disks().is_none());
+        Ok(Self { client, trust, access_key, region, state, was_installed, all_disks, key, request })
     }
 
     async fn carry_out(&self) -> Result<(AgentSettings, Identity), InstallError> {
@@ -136,6 +138,7 @@ impl Enrolment {
             source_server_id: answer.source_server_id,
             endpoint: self.client.endpoint().to_string(),
             public_endpoint: matches!(self.trust, Trust::PublicRoots),
+            all_disks: self.all_disks,
         };
         Ok((settings, identity))
     }

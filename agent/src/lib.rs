@@ -9,6 +9,7 @@ pub mod fence;
 pub mod freeze;
 pub mod hooks;
 pub mod install;
+mod planted;
 pub mod run;
 pub mod service;
 pub mod settings;

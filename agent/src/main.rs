@@ -33,7 +33,13 @@ enum Command {
     /// Enrol this server and set the agent up; run it again to keep the identity and renew the rest
     Install(Box<InstallArgs>),
     /// Replicate, in the foreground; the service runs this
-    Run(Places),
+    Run {
+        #[command(flatten)]
+        places: Places,
+        /// Directory of the user's scripts
+        #[arg(long, value_name = "DIR", default_value = HOOKS_DIR)]
+        hooks_dir: PathBuf,
+    },
     /// Show what the agent is doing
     Status {
         #[command(flatten)]
@@ -103,8 +109,9 @@ fn carry_out(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Install(args) => {
             runtime.block_on(install(&args, &System::default(), &layout, &mut say))?;
         }
-        Command::Run(places) => {
-            let options = RunOptions { state_dir: places.state_dir, runtime_dir: places.runtime_dir };
+        Command::Run { places, hooks_dir } => {
+            let Places { state_dir, runtime_dir } = places;
+            let options = RunOptions { state_dir, runtime_dir, hooks_dir };
             let end = runtime.block_on(run(&options));
             // A data engine that does not stop must not keep the process.
             runtime.shutdown_timeout(Duration::from_millis(100));

@@ -11,20 +11,29 @@ use rehost_link::identity::{Identity, IdentityError, StateDir};
 use rehost_link::signature::RequestSigner;
 use rehost_model::Epoch;
 use rehost_model::link::{
-    AGENT_POLL_PATH, AGENT_RENEW_PATH, AgentCommand, AgentDirective, AgentPhase, AgentReport, IssuedCertificate,
-    RenewRequest, ReportedError,
+    AGENT_POLL_PATH, AGENT_RENEW_PATH, AgentCommand, AgentDirective, AgentPhase, AgentReport, CheckpointSettings,
+    IssuedCertificate, RenewRequest, ReportedError,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::settings::{AgentSettings, StateError, installed};
-use crate::status::{AgentStatus, StatusFile};
+use crate::hooks::HookSet;
+use crate::status::{AgentStatus, StatusFile, TrackerStatus};
 use crate::sync::Progress;
+use crate::system::System;
 use crate::{VERSION, service};
 
+mod fencing;
+mod host;
+mod inventory;
 mod journal;
 mod replication;
 
+use fencing::Fencing;
+use host::Host;
+pub(crate) use host::tracker_options;
+use inventory::Inventory;
 use journal::Journal;
 use replication::{Replication, Target};
 
@@ -37,6 +46,9 @@ const RETRY_LIMITS: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// How often the status is written while nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Until the control plane says how long a script may take.
+const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// How long the engine may take to stop when the daemon is told to end; what was acknowledged is safe in any case.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,6 +57,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct RunOptions {
     pub state_dir: PathBuf,
     pub runtime_dir: PathBuf,
+    /// Directory of the user's scripts.
+    pub hooks_dir: PathBuf,
 }
 
 /// Why the daemon ended.
@@ -90,13 +104,21 @@ struct Daemon {
     client: ControlClient,
     status: StatusFile,
     journal: Journal,
+    host: Host,
+    fence: Fencing,
+    inventory: Inventory,
     replication: Option<Replication>,
+    /// What the newest engine had done when it was stopped.
+    last: Progress,
+    /// Told to pause.
+    paused: bool,
     /// Why no engine could be started.
     start_error: Option<ReportedError>,
     /// Sent by engines that are gone.
     sent_before: u64,
     requested: Epoch,
     throttle: u64,
+    checkpoints: CheckpointSettings,
     disconnected: bool,
     control_error: Option<String>,
     failures: u32,
@@ -110,6 +132,11 @@ impl Daemon {
         let client = settings.client(&identity)?;
         let status = StatusFile::new(&options.runtime_dir, &options.state_dir);
         let mut journal = Journal::new();
+        let hooks = HookSet::new(&options.hooks_dir, settings.source_server_id.clone(), DEFAULT_HOOK_TIMEOUT);
+        let host = Host::new(&settings.source_server_id, hooks.clone(), &options.runtime_dir);
+        let system = System::default();
+        let fence = Fencing::open(&state, hooks, &system, &mut |line| journal.say(line));
+        let inventory = Inventory::new(system, settings.all_disks);
         journal.say(format!("agent {VERSION} of {} asks {}", settings.source_server_id, client.endpoint()));
         Ok(Self {
             state,
@@ -119,11 +146,17 @@ impl Daemon {
             client,
             status,
             journal,
+            host,
+            fence,
+            inventory,
             replication: None,
+            last: Progress::default(),
+            paused: false,
             start_error: None,
             sent_before: 0,
             requested: Epoch(0),
             throttle: 0,
+            checkpoints: CheckpointSettings::default(),
             disconnected: false,
             control_error: None,
             failures: 0,
@@ -160,17 +193,31 @@ impl Daemon {
         {
             return self.note_failure(&error);
         }
+        self.paused = matches!(directive.command, AgentCommand::Pause);
         match directive.command {
             // A certificate that is being renewed for new volumes is no reason to stop the old ones.
             AgentCommand::Wait if directive.renew => return POLL_LIMITS.0,
-            AgentCommand::Wait | AgentCommand::Pause => self.stop_replication().await,
-            AgentCommand::Replicate { replicator_addresses, disks, checkpoint, throttle_bytes_per_second, .. } => {
+            AgentCommand::Wait => {
+                self.fence.follow(None, self.checkpoints.hook_timeout_ms);
+                self.stop_replication().await;
+                self.last = Progress::default();
+            }
+            AgentCommand::Pause => self.stop_replication().await,
+            AgentCommand::Replicate {
+                replicator_addresses,
+                disks,
+                checkpoint,
+                throttle_bytes_per_second,
+                checkpoints,
+                fence,
+            } => {
                 (self.requested, self.throttle) = (checkpoint, throttle_bytes_per_second);
+                self.checkpoints = checkpoints;
+                self.fence.follow(fence.as_ref(), checkpoints.hook_timeout_ms);
                 self.replicate(Target { addresses: replicator_addresses, disks }).await;
             }
             AgentCommand::Disconnect => {
-                self.stop_replication().await;
-                self.disconnected = true;
+                self.disconnect().await;
                 return POLL_LIMITS.0;
             }
         }
@@ -181,7 +228,10 @@ impl Daemon {
         if !self.replication.as_ref().is_some_and(|r| r.serves(&target, &self.identity)) {
             self.stop_replication().await;
             let (disks, addresses) = (target.disks.len(), target.addresses.join(", "));
-            match Replication::start(target, &self.settings.source_server_id, &self.identity) {
+            let journal = &mut self.journal;
+            self.host.prepare(&target.paths(), &mut |line| journal.say(line));
+            let machine = self.host.machine.clone();
+            match Replication::start(target, &self.settings.source_server_id, &self.identity, machine) {
                 Ok(started) => {
                     self.start_error = None;
                     self.replication = Some(started);
@@ -191,14 +241,26 @@ impl Daemon {
             }
         }
         if let Some(replication) = &self.replication {
-            replication.direct(self.requested, self.throttle);
+            replication.direct(self.requested, self.throttle, self.checkpoints);
         }
+    }
+
+    /// For good: the source is used on or switched off by its user, and nothing is marked on it any more.
+    async fn disconnect(&mut self) {
+        self.stop_replication().await;
+        if !self.disconnected
+            && let Err(error) = self.host.forget()
+        {
+            self.journal.say(format!("marks stay in the kernel's memory until the next boot: {error}"));
+        }
+        self.disconnected = true;
     }
 
     async fn stop_replication(&mut self) {
         self.start_error = None;
         if let Some(replication) = self.replication.take() {
-            self.sent_before += replication.stop().await;
+            self.last = replication.stop().await;
+            self.sent_before += self.last.sent_bytes;
         }
     }
 
@@ -240,7 +302,10 @@ impl Daemon {
     }
 
     fn progress(&self) -> Progress {
-        let mut progress = self.replication.as_ref().map(Replication::progress).unwrap_or_default();
+        let mut progress = match &self.replication {
+            Some(replication) => replication.progress(),
+            None => self.progress_at_rest(),
+        };
         progress.sent_bytes += self.sent_before;
         if self.disconnected {
             progress.phase = AgentPhase::Stopped;
@@ -248,12 +313,23 @@ impl Daemon {
         progress
     }
 
+    /// Nothing is sent; what changes is marked all the same.
+    fn progress_at_rest(&self) -> Progress {
+        let phase = if self.paused { AgentPhase::Paused } else { AgentPhase::Waiting };
+        let (disks, reached) = (self.last.disks.clone(), self.last.reached);
+        let mut progress = Progress { phase, disks, reached, ..Progress::default() };
+        self.host.machine.describe(&mut progress, false, std::time::Instant::now());
+        progress
+    }
+
     fn error(&self) -> Option<ReportedError> {
         self.start_error.clone().or_else(|| self.replication.as_ref()?.error())
     }
 
-    fn report(&self) -> AgentReport {
+    fn report(&mut self) -> AgentReport {
         let progress = self.progress();
+        let targets = self.replication.as_ref().map(|r| r.target().disks.as_slice()).unwrap_or_default();
+        let inventory = self.inventory.differing(targets);
         AgentReport {
             agent_version: VERSION.to_owned(),
             phase: progress.phase,
@@ -261,7 +337,14 @@ impl Daemon {
             sent_bytes: progress.sent_bytes,
             rate_bytes_per_second: progress.rate_bytes_per_second,
             error: self.error(),
-            ..AgentReport::default()
+            uninstalling: false,
+            tracker: progress.tracker,
+            consistency: progress.consistency,
+            backlog_bytes: progress.backlog_bytes,
+            lag_ms: progress.lag_ms,
+            last_freeze_ms: progress.freezes.map(|freezes| freezes.last_ms),
+            inventory,
+            fence: self.fence.state(),
         }
     }
 
@@ -281,6 +364,13 @@ impl Daemon {
             rate_bytes_per_second: progress.rate_bytes_per_second,
             checkpoint_requested: self.requested,
             checkpoint_reached: progress.reached,
+            trackers: progress.trackers.into_iter().map(TrackerStatus::from).collect(),
+            consistency: progress.consistency,
+            shortfall: progress.shortfall,
+            backlog_bytes: progress.backlog_bytes,
+            lag_ms: progress.lag_ms,
+            freezes: progress.freezes,
+            fence: self.fence.state(),
             throttle_bytes_per_second: self.throttle,
             certificate_ends: self.identity.not_after(),
             control_plane_error: self.control_error.clone(),

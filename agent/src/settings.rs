@@ -20,6 +20,13 @@ pub struct AgentSettings {
     pub endpoint: String,
     /// The control plane proves itself with a certificate of a public authority, not of the region's own.
     pub public_endpoint: bool,
+    /// Every disk of the machine is to be replicated, also one that is added; not only those that were named.
+    #[serde(default = "yes")]
+    pub all_disks: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Why an agent's state cannot be used.
@@ -95,6 +102,7 @@ mod tests {
             source_server_id: ServerId::generate(),
             endpoint: "https://127.0.0.1:8443".to_owned(),
             public_endpoint: false,
+            all_disks: true,
         };
         settings.save(&state).unwrap();
         assert_eq!(AgentSettings::load(&state).unwrap(), Some(settings));

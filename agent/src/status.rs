@@ -8,11 +8,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
-use rehost_model::link::{AgentPhase, ReportedError};
-use rehost_model::replication::ReplicatedDisk;
+use rehost_model::link::{AgentPhase, FenceState, ReportedError};
+use rehost_model::replication::{Consistency, ReplicatedDisk, TrackerKind};
 use rehost_model::{Epoch, ServerId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::sync::{FreezeStats, TrackerNote};
 use crate::text;
 
 /// Where the daemon writes, unless `--runtime-dir` says otherwise.
@@ -40,12 +41,49 @@ pub struct AgentStatus {
     /// The checkpoint that was asked for, and the newest one that is durable on the replication server.
     pub checkpoint_requested: Epoch,
     pub checkpoint_reached: Epoch,
+    /// How changes are found on each disk.
+    #[serde(default)]
+    pub trackers: Vec<TrackerStatus>,
+    /// Of the newest checkpoint that is durable on the replication server.
+    #[serde(default)]
+    pub consistency: Option<Consistency>,
+    /// Why that is not better.
+    #[serde(default)]
+    pub shortfall: Option<String>,
+    /// Bytes that changed and were not sent yet.
+    #[serde(default)]
+    pub backlog_bytes: u64,
+    /// How old the newest checkpoint is if anything changed since, else 0; none before the first.
+    #[serde(default)]
+    pub lag_ms: Option<u64>,
+    /// How long writers were blocked.
+    #[serde(default)]
+    pub freezes: Option<FreezeStats>,
+    /// Whether the source is kept from changing for a cutover.
+    #[serde(default)]
+    pub fence: FenceState,
     pub throttle_bytes_per_second: u64,
     pub certificate_ends: Timestamp,
     /// Why the control plane cannot be reached, if it cannot.
     pub control_plane_error: Option<String>,
     /// Why nothing is replicated, if something keeps the agent from it.
     pub error: Option<ReportedError>,
+}
+
+/// How changes of a disk are found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrackerStatus {
+    pub device_name: String,
+    pub tracker: TrackerKind,
+    /// Why not in a better way, and what else is to be known of it.
+    pub notes: Vec<String>,
+}
+
+impl From<TrackerNote> for TrackerStatus {
+    fn from(note: TrackerNote) -> Self {
+        Self { device_name: note.device, tracker: note.kind, notes: note.why }
+    }
 }
 
 /// The file of one agent: its name is made from the state directory, so that agents beside each other do not collide.
@@ -123,8 +161,31 @@ impl AgentStatus {
             }
         ));
         lines.push(format!("checkpoint     {} of {}", self.checkpoint_reached, self.checkpoint_requested));
+        lines.extend(self.change_lines());
         lines.push(format!("certificate    until {}", self.certificate_ends));
         lines.extend(self.error.iter().map(|e| format!("error          {}: {}", e.code, e.message)));
+        lines
+    }
+
+    /// What is known of changes: how they are found, and how far the copy is behind.
+    fn change_lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for tracker in &self.trackers {
+            lines.push(format!("changes        {} {}", tracker.device_name, text::tracker(tracker.tracker)));
+            lines.extend(tracker.notes.iter().map(|note| format!("               {note}")));
+        }
+        lines.extend(self.consistency.map(|consistency| format!("newest copy    {}", text::consistency(consistency))));
+        lines.extend(self.shortfall.iter().map(|why| format!("               {why}")));
+        lines.extend(self.lag_ms.map(|lag| format!("lag            {}", text::milliseconds(lag))));
+        lines.push(format!("backlog        {}", text::bytes(self.backlog_bytes)));
+        lines.extend(self.freezes.map(|freezes| {
+            let FreezeStats { count, last_ms, p50_ms, p99_ms, max_ms } = freezes;
+            format!(
+                "freezes        {count}; writers were blocked {last_ms} ms by the last one, \
+                 {p50_ms} ms in the median, {p99_ms} ms at the 99th percentile, {max_ms} ms at most"
+            )
+        }));
+        lines.extend(text::fence(&self.fence).map(|fence| format!("fence          {fence}")));
         lines
     }
 
@@ -161,6 +222,17 @@ pub(crate) mod tests {
             rate_bytes_per_second: 0,
             checkpoint_requested: Epoch(2),
             checkpoint_reached: Epoch(1),
+            trackers: vec![TrackerStatus {
+                device_name: "/dev/sda".to_owned(),
+                tracker: TrackerKind::Ftrace,
+                notes: vec!["eBPF: no BTF".to_owned()],
+            }],
+            consistency: Some(Consistency::Frozen),
+            shortfall: None,
+            backlog_bytes: 4096,
+            lag_ms: Some(2500),
+            freezes: Some(FreezeStats { count: 3, last_ms: 50, p50_ms: 60, p99_ms: 70, max_ms: 80 }),
+            fence: FenceState::Open,
             throttle_bytes_per_second: 0,
             certificate_ends: Timestamp::from_unix_ms(0),
             control_plane_error: None,
@@ -185,6 +257,9 @@ pub(crate) mod tests {
         let alive = status().lines(now).join("\n");
         assert!(alive.contains("doing          first copy of everything"), "{alive}");
         assert!(alive.contains("/dev/sda 50.0 % of 2.0 GiB") && alive.contains("NoSpace: full"), "{alive}");
+        assert!(alive.contains("changes        /dev/sda marked by ftrace") && alive.contains("eBPF: no BTF"), "{alive}");
+        assert!(alive.contains("lag            2.5 s") && alive.contains("70 ms at the 99th percentile"), "{alive}");
+        assert!(alive.contains("newest copy    clean") && !alive.contains("fence"), "{alive}");
         let old = status().lines(now.plus_ms(STALE_MS)).join("\n");
         assert!(old.contains("not running"), "{old}");
         let dead = AgentStatus { process_id: u32::MAX, ..status() };

@@ -11,15 +11,18 @@ use rehost_model::link::{AGENT_POLL_PATH, AgentDirective, AgentPhase, AgentRepor
 use tokio::time::timeout;
 
 use crate::VERSION;
+use crate::fence::{FENCE_FILE, FENCE_LOCK_FILE};
+use crate::run::tracker_options;
 use crate::service::{ServiceError, ServiceLayout};
 use crate::settings::{AgentSettings, StateError, installed};
 use crate::status::StatusFile;
+use crate::tracker;
 
 /// How long the control plane is waited for; without it the rest is done all the same.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The files that an agent keeps in its state directory: nothing else is ever removed there.
-const STATE_FILES: &[&str] = &["agent.json", "key.pem", "certificate.pem", "ca.pem"];
+const STATE_FILES: &[&str] = &["agent.json", "key.pem", "certificate.pem", "ca.pem", FENCE_FILE, FENCE_LOCK_FILE];
 
 /// Why something could not be removed.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +64,10 @@ pub async fn uninstall(
         say("service stopped and removed");
     }
     match installed(&state) {
-        Ok((settings, identity)) => tell_control_plane(&settings, &identity, say).await,
+        Ok((settings, identity)) => {
+            tell_control_plane(&settings, &identity, say).await;
+            forget_marks(&settings, say);
+        }
         Err(error) => say(&format!("warning: the control plane is not told: {error}")),
     }
     StatusFile::new(&options.runtime_dir, &options.state_dir).remove();
@@ -72,6 +78,13 @@ pub async fn uninstall(
         say("program removed");
     }
     Ok(())
+}
+
+/// Nothing goes on marking what is written.
+fn forget_marks(settings: &AgentSettings, say: &mut dyn FnMut(&str)) {
+    if let Err(error) = tracker::forget(&tracker_options(&settings.source_server_id)) {
+        say(&format!("warning: marks of changes stay in the kernel's memory until the next boot: {error}"));
+    }
 }
 
 /// Tells the control plane that this agent goes for good; a failure is said, and no more.

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rehost_agent::sync::{DiskSource, Progress, SyncConfig, SyncControl, SyncSession};
+use rehost_agent::sync::{DiskSource, Machine, Progress, SyncConfig, SyncControl, SyncSession};
 use rehost_control::authority::{Authority, Subject};
 use rehost_link::transport::{ClientTls, ServerTls, Timeouts, TlsIdentity};
 use rehost_model::link::AgentPhase;
@@ -130,6 +130,7 @@ pub(crate) fn send(folder: &Path) -> Result<()> {
             size_bytes: IMAGE_BYTES,
         }],
         timeouts: Timeouts::default(),
+        machine: Machine::untracked(),
     };
     let control = Arc::new(SyncControl::new());
     let engine = {

@@ -153,7 +153,8 @@ mod tests {
             replicated_storage_bytes: replicated,
             ..ReplicatedDisk::default()
         };
-        Progress { phase, disks: vec![disk], sent_bytes: 0, rate_bytes_per_second: 10, reached: Epoch(reached) }
+        let (disks, reached) = (vec![disk], Epoch(reached));
+        Progress { phase, disks, rate_bytes_per_second: 10, reached, ..Progress::default() }
     }
 
     #[test]

@@ -1,16 +1,17 @@
 //! The data engine, as the daemon holds it: started for a target, re-targeted by starting anew, stopped.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rehost_link::identity::Identity;
 use rehost_link::transport::{ClientTls, Timeouts, TlsIdentity};
-use rehost_model::link::{AgentPhase, DiskTarget, ReportedError};
+use rehost_model::link::{AgentPhase, CheckpointSettings, DiskTarget, ReportedError};
 use rehost_model::region::REPLICATOR_ROLE;
 use rehost_model::{Epoch, ServerId};
 use rehost_protocol::DiskIndex;
 
-use crate::sync::{DiskSource, Progress, SyncConfig, SyncControl, SyncLoop};
+use crate::sync::{DiskSource, Machine, Progress, SyncConfig, SyncControl, SyncLoop};
 
 /// Where the disks are replicated to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    fn config(&self, server: ServerId, tls: ClientTls) -> SyncConfig {
+    /// The paths of the disks.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.disks.iter().map(|disk| disk.device_name.clone().into()).collect()
+    }
+
+    fn config(&self, server: ServerId, tls: ClientTls, machine: Arc<Machine>) -> SyncConfig {
         let source = |disk: &DiskTarget| DiskSource {
             index: DiskIndex(disk.disk_index),
             path: disk.device_name.clone().into(),
@@ -34,6 +40,7 @@ impl Target {
             server,
             disks: self.disks.iter().map(source).collect(),
             timeouts: Timeouts::default(),
+            machine,
         }
     }
 }
@@ -52,14 +59,19 @@ impl Replication {
     ///
     /// # Errors
     /// [`ReportedError`] when the identity cannot be used, or the system gives no thread.
-    pub(super) fn start(target: Target, server: &ServerId, identity: &Identity) -> Result<Self, ReportedError> {
+    pub(super) fn start(
+        target: Target,
+        server: &ServerId,
+        identity: &Identity,
+        machine: Arc<Machine>,
+    ) -> Result<Self, ReportedError> {
         let unusable =
             |code: &str, e: &dyn std::fmt::Display| ReportedError { code: code.to_owned(), message: e.to_string() };
         let (certificate, key, ca) = (identity.certificate_pem(), identity.key_pem(), identity.ca_pem());
         let tls = TlsIdentity::from_pem(certificate, key, ca)
             .and_then(|own| ClientTls::new(own, REPLICATOR_ROLE))
             .map_err(|e| unusable("CertificateUnusable", &e))?;
-        let config = target.config(server.clone(), tls);
+        let config = target.config(server.clone(), tls, machine);
         let control = Arc::new(SyncControl::new());
         let shared = Arc::clone(&control);
         let thread = std::thread::Builder::new()
@@ -79,9 +91,14 @@ impl Replication {
     }
 
     /// Passes on what may change while the engine runs.
-    pub(super) fn direct(&self, checkpoint: Epoch, throttle_bytes_per_second: u64) {
+    pub(super) fn direct(&self, checkpoint: Epoch, throttle_bytes_per_second: u64, checkpoints: CheckpointSettings) {
+        self.control.set_checkpoints(checkpoints);
         self.control.request_checkpoint(checkpoint);
         self.control.set_throttle(throttle_bytes_per_second);
+    }
+
+    pub(super) fn target(&self) -> &Target {
+        &self.target
     }
 
     pub(super) fn addresses(&self) -> &[String] {
@@ -96,14 +113,14 @@ impl Replication {
         self.control.error()
     }
 
-    /// Stops the engine and waits for its end; gives the payload bytes that it sent.
-    pub(super) async fn stop(self) -> u64 {
+    /// Stops the engine and waits for its end; gives how far it came.
+    pub(super) async fn stop(self) -> Progress {
         self.control.stop();
         let control = self.control;
         let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
         if !matches!(joined, Ok(Ok(()))) {
             tracing::error!("the data engine ended by a panic");
         }
-        control.progress().sent_bytes
+        control.progress()
     }
 }

@@ -9,6 +9,10 @@ use super::*;
 use crate::fake_control::{FakeControl, directive};
 use crate::uninstall::{UninstallOptions, uninstall};
 
+fn options(root: &std::path::Path) -> RunOptions {
+    RunOptions { state_dir: root.join("state"), runtime_dir: root.join("run"), hooks_dir: root.join("hooks") }
+}
+
 /// An agent that was installed with `control`.
 struct Installed {
     root: tempfile::TempDir,
@@ -18,7 +22,7 @@ struct Installed {
 impl Installed {
     fn with(control: &FakeControl) -> Self {
         let root = tempfile::tempdir().unwrap();
-        let options = RunOptions { state_dir: root.path().join("state"), runtime_dir: root.path().join("run") };
+        let options = options(root.path());
         let state = StateDir::new(&options.state_dir);
         state.create().unwrap();
         let key = PrivateKey::generate().unwrap();
@@ -27,6 +31,7 @@ impl Installed {
             source_server_id: control.server.clone(),
             endpoint: format!("https://{}", control.address),
             public_endpoint: false,
+            all_disks: true,
         };
         settings.save(&state).unwrap();
         Self { root, options }
@@ -50,7 +55,7 @@ impl Installed {
             }],
             checkpoint: Epoch(3),
             throttle_bytes_per_second: 1000,
-            checkpoints: rehost_model::link::CheckpointSettings::default(),
+            checkpoints: CheckpointSettings::default(),
             fence: None,
         }
     }
@@ -182,6 +187,6 @@ async fn uninstalling_tells_the_control_plane_and_removes_the_state() {
 #[tokio::test]
 async fn without_an_installation_there_is_nothing_to_run() {
     let root = tempfile::tempdir().unwrap();
-    let options = RunOptions { state_dir: root.path().join("state"), runtime_dir: root.path().join("run") };
+    let options = options(root.path());
     assert!(matches!(run(&options).await, Err(StateError::NotInstalled { .. })));
 }

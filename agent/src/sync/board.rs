@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 
 use rehost_model::{Epoch, link::AgentPhase, replication::ReplicatedDisk};
 
-use super::{config::DiskSource, control::Progress};
+use super::{config::DiskSource, control::Progress, machine::Machine};
 
 /// A rate is taken over at least this long.
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,19 +31,33 @@ struct State {
     reached: Epoch,
     sample: Option<(Instant, u64)>,
     rate: u64,
+    machine: Option<Arc<Machine>>,
+    /// Something changed that is in no acknowledged checkpoint.
+    changed: bool,
+    /// Why a disk had to be compared anew.
+    lost: Option<String>,
 }
 
 impl Board {
     pub(super) fn progress(&self) -> Progress {
+        let now = Instant::now();
         let mut state = self.lock();
-        state.measure(Instant::now(), self.worked.load(Ordering::Relaxed));
-        Progress {
+        state.measure(now, self.worked.load(Ordering::Relaxed));
+        let mut progress = Progress {
             phase: state.phase,
             disks: state.disks.clone(),
             sent_bytes: self.sent.load(Ordering::Relaxed),
             rate_bytes_per_second: state.rate,
             reached: state.reached,
+            ..Progress::default()
+        };
+        let (machine, changed, lost) = (state.machine.clone(), state.changed, state.lost.clone());
+        drop(state);
+        if let Some(machine) = machine {
+            machine.describe(&mut progress, changed, now);
         }
+        progress.shortfall = progress.shortfall.or(lost);
+        progress
     }
 
     /// Starts over with what a replicator says it has of each disk.
@@ -55,6 +69,36 @@ impl Board {
             ..ReplicatedDisk::default()
         };
         self.lock().disks = disks.iter().map(entry).collect();
+    }
+
+    /// What the disks are tracked with.
+    pub(super) fn set_machine(&self, machine: &Arc<Machine>) {
+        self.lock().machine = Some(machine.clone());
+    }
+
+    /// Whether anything changed that is in no acknowledged checkpoint.
+    pub(super) fn set_changed(&self, changed: bool) {
+        let mut state = self.lock();
+        state.changed = changed;
+        if !changed {
+            state.lost = None;
+        }
+    }
+
+    pub(super) fn note_lost(&self, why: String) {
+        self.lock().lost = Some(why);
+    }
+
+    /// Bytes of a disk that are marked.
+    pub(super) fn set_backlog(&self, place: usize, bytes: u64) {
+        if let Some(disk) = self.lock().disks.get_mut(place) {
+            disk.backlogged_storage_bytes = bytes;
+        }
+    }
+
+    /// Bytes of disk that a pass sent.
+    pub(super) fn add_worked(&self, bytes: u64) {
+        self.worked.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn set_phase(&self, phase: AgentPhase) {

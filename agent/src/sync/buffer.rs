@@ -14,15 +14,27 @@ pub(super) struct Buffer {
     memory: Vec<u8>,
     start: usize,
     length: usize,
+    /// Kept for what is read while file systems are frozen.
+    reserved: bool,
 }
 
 impl Buffer {
     pub(super) fn new() -> Self {
-        let alignment = usize::try_from(ALIGNMENT).unwrap_or(1);
-        let memory = vec![0; STEP + alignment];
+        Self::with(vec![0; STEP + alignment()])
+    }
+
+    /// All of its memory is there already: nothing has to be found for it when it is used.
+    fn reserved() -> Self {
+        // Zeros would be promised and not given; any other value is written.
+        let mut buffer = Self::with(vec![1; STEP + alignment()]);
+        buffer.reserved = true;
+        buffer
+    }
+
+    fn with(memory: Vec<u8>) -> Self {
         // The vector never grows, so its memory stays where it is.
-        let start = memory.as_ptr().align_offset(alignment).min(alignment);
-        Self { memory, start, length: 0 }
+        let start = memory.as_ptr().align_offset(alignment()).min(alignment());
+        Self { memory, start, length: 0, reserved: false }
     }
 
     /// All of the memory, to be read into.
@@ -39,24 +51,60 @@ impl Buffer {
     }
 }
 
+fn alignment() -> usize {
+    usize::try_from(ALIGNMENT).unwrap_or(1)
+}
+
 /// A session's buffers: whoever is done with one puts it back.
 pub(super) struct Pool {
-    free: mpsc::Receiver<Buffer>,
+    returned: mpsc::Receiver<Buffer>,
+    free: Vec<Buffer>,
+    reserve: Vec<Buffer>,
+    /// How many buffers of the reserve there are, here and elsewhere.
+    reserved: usize,
 }
 
 impl Pool {
     /// A pool, and the way back into it.
     pub(super) fn new() -> (Self, mpsc::Sender<Buffer>) {
-        let (put_back, free) = mpsc::channel();
-        for _ in 0..BUFFERS {
-            // The other end is in this function's hands.
-            let _ = put_back.send(Buffer::new());
-        }
-        (Self { free }, put_back)
+        let (put_back, returned) = mpsc::channel();
+        let free = std::iter::repeat_with(Buffer::new).take(BUFFERS).collect();
+        (Self { returned, free, reserve: Vec::new(), reserved: 0 }, put_back)
     }
 
     /// A free buffer, as soon as there is one; none if nobody will put one back any more.
-    pub(super) fn take(&self) -> Option<Buffer> {
-        self.free.recv().ok()
+    pub(super) fn take(&mut self) -> Option<Buffer> {
+        loop {
+            if let Some(buffer) = self.free.pop() {
+                return Some(buffer);
+            }
+            let buffer = self.returned.recv().ok()?;
+            self.give_back(buffer);
+        }
+    }
+
+    pub(super) fn give_back(&mut self, buffer: Buffer) {
+        if buffer.reserved {
+            self.reserve.push(buffer);
+        } else {
+            self.free.push(buffer);
+        }
+    }
+
+    /// Makes the reserve at its first call, and gathers what has come back of it; says whether all of it is there.
+    pub(super) fn fill_reserve(&mut self, count: usize) -> bool {
+        while let Ok(buffer) = self.returned.try_recv() {
+            self.give_back(buffer);
+        }
+        while self.reserved < count {
+            self.reserve.push(Buffer::reserved());
+            self.reserved += 1;
+        }
+        self.reserve.len() >= count
+    }
+
+    /// A buffer of the reserve, if one is left.
+    pub(super) fn take_reserved(&mut self) -> Option<Buffer> {
+        self.reserve.pop()
     }
 }

@@ -1,8 +1,10 @@
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use rehost_link::transport::{ClientTls, Timeouts};
 use rehost_model::{ServerId, VolumeId};
 use rehost_protocol::DiskIndex;
+
+use super::machine::Machine;
 
 /// What a session replicates, and to whom.
 #[derive(Clone)]
@@ -17,6 +19,8 @@ pub struct SyncConfig {
     pub disks: Vec<DiskSource>,
     /// Limits on the connection; a write may take any time, since a replicator that holds still does not read.
     pub timeouts: Timeouts,
+    /// What outlives the session: trackers, and what freezes file systems.
+    pub machine: Arc<Machine>,
 }
 
 /// A disk and the staging volume it goes to.

@@ -10,11 +10,11 @@ use std::{
 
 use rehost_model::{
     Epoch,
-    link::{AgentPhase, ReportedError},
-    replication::ReplicatedDisk,
+    link::{AgentPhase, CheckpointSettings, ReportedError},
+    replication::{Consistency, ReplicatedDisk, TrackerKind},
 };
 
-use super::board::Board;
+use super::{board::Board, history::FreezeStats, machine::TrackerNote};
 
 /// How far replication is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,8 +27,22 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Bytes of disk a second that were replicated or compared lately.
     pub rate_bytes_per_second: u64,
-    /// The newest checkpoint that the replicator has acknowledged.
+    /// The newest checkpoint that was asked for and that the replicator has acknowledged.
     pub reached: Epoch,
+    /// How changes are found: the worst of all disks; none until they were opened.
+    pub tracker: Option<TrackerKind>,
+    /// Each disk's tracker, and why it is that one.
+    pub trackers: Vec<TrackerNote>,
+    /// Of the newest acknowledged checkpoint, asked for or not.
+    pub consistency: Option<Consistency>,
+    /// Why that is not better.
+    pub shortfall: Option<String>,
+    /// Bytes that are marked as changed.
+    pub backlog_bytes: u64,
+    /// How old the newest acknowledged checkpoint is if anything changed since, else 0; none before the first.
+    pub lag_ms: Option<u64>,
+    /// How long writers were blocked by freezes; none before the first.
+    pub freezes: Option<FreezeStats>,
 }
 
 /// Shared between the engine and its user; every method may be called at any time, by any thread.
@@ -36,6 +50,7 @@ pub struct Progress {
 pub struct SyncControl {
     checkpoint: AtomicU64,
     throttle: AtomicU64,
+    checkpoints: Mutex<CheckpointSettings>,
     stop: AtomicBool,
     pub(super) board: Board,
     error: Mutex<Option<ReportedError>>,
@@ -53,18 +68,25 @@ impl SyncControl {
     /// Asks for a checkpoint; an older epoch than before changes nothing.
     pub fn request_checkpoint(&self, epoch: Epoch) {
         self.checkpoint.fetch_max(epoch.0, Ordering::Relaxed);
-        self.tell();
+        self.wake();
     }
 
     /// Sets the limit in bytes a second; 0 means none.
     pub fn set_throttle(&self, bytes_per_second: u64) {
         self.throttle.store(bytes_per_second, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Sets how checkpoints are made, from the next one on.
+    pub fn set_checkpoints(&self, settings: CheckpointSettings) {
+        *self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        self.wake();
     }
 
     /// Ends the engine, for good.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.tell();
+        self.wake();
     }
 
     /// How far replication is.
@@ -91,6 +113,10 @@ impl SyncControl {
         self.throttle.load(Ordering::Relaxed)
     }
 
+    pub(super) fn checkpoints(&self) -> CheckpointSettings {
+        *self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -103,7 +129,8 @@ impl SyncControl {
         }
     }
 
-    fn tell(&self) {
+    /// Ends a [`SyncControl::wait`].
+    pub(super) fn wake(&self) {
         let _guard = self.told.0.lock().unwrap_or_else(PoisonError::into_inner);
         self.told.1.notify_all();
     }

@@ -1,28 +1,39 @@
-//! Decides what travels.
+//! Decides what travels, and when.
 
-use std::{sync::mpsc, time::Duration};
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
 
 use rehost_model::{Epoch, link::AgentPhase};
-use rehost_protocol::{DigestId, DigestKey};
+use rehost_protocol::{DigestId, DigestKey, Lineage};
 
 use super::{
     buffer::{Buffer, Pool},
     control::SyncControl,
-    error::{Halt, SyncError},
-    ledger::Ledger,
+    error::Halt,
+    frozen::FrozenReads,
+    ledger::{Ledger, Ticket},
+    machine::{Lease, Machine},
     outbox::Outgoing,
+    schedule::{Schedule, Task},
     source::Source,
 };
+use crate::tracker::DiskTracker;
 
-/// Passes without a clean one after which the engine says that it cannot keep up.
-pub(super) const MOST_PASSES: u32 = 20;
-/// The idle engine looks up this often for a session that has ended.
-const IDLE_LOOK: Duration = Duration::from_millis(250);
+/// The idle engine looks at the marks this often, and less and less often while nothing changes.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
+/// More than this makes a backlog; bytes.
+const BACKLOG: u64 = 64 << 20;
 
-/// A disk, and how far its first copy is.
+/// A disk, how far its first copy is, and what tells of its changes.
 pub(super) struct DriverDisk {
     pub(super) source: Source,
     pub(super) synced: u64,
+    pub(super) lineage: Lineage,
+    pub(super) lease: Lease,
+    /// Every difference between disk and volume is marked.
+    pub(super) covered: bool,
 }
 
 pub(super) struct Driver<'a> {
@@ -33,9 +44,15 @@ pub(super) struct Driver<'a> {
     pub(super) own: Buffer,
     pub(super) ledger: &'a Ledger<'a>,
     pub(super) control: &'a SyncControl,
+    pub(super) machine: Arc<Machine>,
     pub(super) key: DigestKey,
     pub(super) last_id: DigestId,
-    /// The newest checkpoint that the replicator has.
+    pub(super) ticket: Ticket,
+    /// Reads of passes over marks, to settle now and then.
+    pub(super) reads: u32,
+    pub(super) frozen: Option<FrozenReads>,
+    pub(super) schedule: Schedule,
+    /// The newest checkpoint that was asked for and that the replicator has.
     pub(super) reached: Epoch,
 }
 
@@ -43,47 +60,56 @@ impl Driver<'_> {
     /// Runs until something ends it.
     pub(super) fn run(&mut self) -> Result<(), Halt> {
         self.control.board.set_reached(self.reached);
+        self.take_up();
+        self.cover()?;
         self.initial_sync()?;
         loop {
-            let epoch = self.wait_for_request()?;
-            self.control.board.set_phase(AgentPhase::Rescan);
-            self.passes()?;
-            self.queue(Outgoing::Checkpoint(epoch))?;
-            self.ledger.wait_until_reached(epoch)?;
-            self.reached = epoch;
-            self.control.board.set_reached(epoch);
+            match self.next_task()? {
+                Task::Checkpoint(epoch) => self.checkpoint(epoch)?,
+                Task::Pass => self.round()?,
+            }
         }
     }
 
-    /// The next checkpoint; idle until it is requested.
-    fn wait_for_request(&self) -> Result<Epoch, Halt> {
+    /// What is to be done next; idle until there is something.
+    fn next_task(&mut self) -> Result<Task, Halt> {
+        let mut look = LOOK.0;
+        let mut last = 0;
         loop {
             self.ledger.check()?;
-            let requested = self.control.requested();
-            if requested > self.reached {
-                return Ok(requested);
+            let backlog = self.backlog();
+            self.show_phase(backlog);
+            let asked = self.control.requested();
+            if asked > self.reached {
+                return Ok(Task::Checkpoint(asked));
             }
-            self.control.board.set_phase(AgentPhase::Idle);
+            let tracked = self.extent(|disk| (!disk.covered).then_some(disk.source.size())).is_empty();
+            let interval = self.control.checkpoints().interval_ms;
+            if let Some(task) = self.schedule.due(backlog, tracked, Duration::from_millis(interval), Instant::now()) {
+                return Ok(task);
+            }
+            self.control.board.set_changed(backlog > 0 || self.schedule.unconfirmed);
             self.control.set_error(None);
-            self.control.wait(IDLE_LOOK);
+            look = if backlog == last { (look * 2).min(LOOK.1) } else { LOOK.0 };
+            last = backlog;
+            let at_most = self.schedule.until_due(Duration::from_millis(interval), Instant::now());
+            self.control.wait(look.min(at_most));
         }
     }
 
-    /// Pass after pass, until one finds nothing that differs.
-    fn passes(&mut self) -> Result<(), Halt> {
-        for _ in 0..MOST_PASSES {
-            self.check_disks()?;
-            self.control.board.begin_pass();
-            if self.pass()? {
-                return Ok(());
-            }
-        }
-        Err(SyncError::NotConverging { passes: MOST_PASSES }.into())
+    pub(super) fn show_phase(&self, backlog: u64) {
+        let phase = if backlog > BACKLOG { AgentPhase::Backlog } else { AgentPhase::Idle };
+        self.control.board.set_phase(phase);
     }
 
     pub(super) fn check_disks(&self) -> Result<(), Halt> {
         self.disks.iter().try_for_each(|disk| disk.source.check())?;
         Ok(())
+    }
+
+    /// The trackers of the disks that are covered.
+    pub(super) fn trackers(&mut self) -> impl Iterator<Item = &mut Box<dyn DiskTracker>> {
+        self.disks.iter_mut().filter(|disk| disk.covered).filter_map(|disk| disk.lease.tracker.as_mut())
     }
 
     /// Reads a block and queues it; returns its length.
@@ -109,7 +135,19 @@ impl Driver<'_> {
         self.queue.send(outgoing).map_err(|_| Halt::Ended)
     }
 
-    fn free_buffer(&self) -> Result<Buffer, Halt> {
+    /// Waits until everything that was queued is durable.
+    pub(super) fn flush(&mut self) -> Result<(), Halt> {
+        let ticket = self.next_ticket();
+        self.queue(Outgoing::Flush(ticket))?;
+        self.ledger.wait_for(ticket)
+    }
+
+    pub(super) fn next_ticket(&mut self) -> Ticket {
+        self.ticket = Ticket(self.ticket.0 + 1);
+        self.ticket
+    }
+
+    pub(super) fn free_buffer(&mut self) -> Result<Buffer, Halt> {
         self.ledger.check()?;
         self.pool.take().ok_or(Halt::Ended)
     }

@@ -56,6 +56,14 @@ pub enum SyncError {
         /// Passes that were made.
         passes: u32,
     },
+    /// What changed could not be followed.
+    #[error(
+        "marks of changed blocks were lost {times} times in a row; the disks are compared again (if this comes again, another program disturbs the tracker: see `rehost-agent status`)"
+    )]
+    MarksLost {
+        /// How often.
+        times: u32,
+    },
     /// The replicator broke the rules.
     #[error("the replicator broke the protocol: {0}")]
     Protocol(String),
@@ -82,6 +90,7 @@ impl SyncError {
             Self::DiskResized { .. } => "DiskResized",
             Self::DiskRead { .. } => "DiskUnreadable",
             Self::NotConverging { .. } => "NotConverging",
+            Self::MarksLost { .. } => "MarksLost",
             Self::System(_) => "SystemShortOfResources",
         }
     }
@@ -95,7 +104,7 @@ impl SyncError {
             | Self::Protocol(_)
             | Self::DiskVanished { .. }
             | Self::DiskResized { .. } => false,
-            Self::Transport(_) | Self::DiskRead { .. } | Self::NotConverging { .. } | Self::System(_) => true,
+            Self::Transport(_) | Self::DiskRead { .. } | Self::NotConverging { .. } | Self::MarksLost { .. } | Self::System(_) => true,
         }
     }
 

@@ -16,6 +16,7 @@ pub(super) fn run(receiver: &mut Receiver, sender: &Sender, ledger: &Ledger<'_>,
         }
     };
     ledger.end(error);
+    control.wake();
     // Frees the outbox if it is stuck in a write.
     sender.shutdown();
 }

@@ -12,10 +12,14 @@ const CHECK_INTERVAL: u64 = 1 << 30;
 impl Driver<'_> {
     pub(super) fn initial_sync(&mut self) -> Result<(), Halt> {
         for place in 0..self.disks.len() {
+            // Whatever is written meanwhile waits for the first pass: nothing is passed over twice.
             if let Some(disk) = self.disks.get(place).filter(|disk| disk.synced < disk.source.size()) {
                 let synced = disk.synced;
                 self.control.board.set_phase(AgentPhase::InitialSync);
                 self.first_copy(place, synced)?;
+                if let Some(disk) = self.disks.get_mut(place) {
+                    disk.synced = disk.source.size();
+                }
             }
         }
         Ok(())

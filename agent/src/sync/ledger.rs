@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use rehost_model::Epoch;
-use rehost_protocol::{Digest, DigestId, DigestReply, DigestRun, Sequence};
+use rehost_protocol::{Digest, DigestChunk, DigestId, DigestReply, DigestRun, Sequence};
 
 use super::{
     control::SyncControl,
     error::{Halt, SyncError},
 };
+use crate::tracker::ByteRange;
 
 /// A waiting thread looks up this often even if nobody wakes it: it may have been told to stop.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -31,9 +31,11 @@ struct State {
     sent: u64,
     acknowledged: u64,
     barriers: VecDeque<SentBarrier>,
-    reached: Epoch,
+    ticket: Ticket,
+    /// What is durable, for the driver to settle.
+    settled: Vec<Settled>,
     /// Digest requests, and the answers that have come.
-    questions: HashMap<DigestId, Option<Answer>>,
+    questions: HashMap<DigestId, Question>,
     over: bool,
     error: Option<SyncError>,
     acknowledged_once: bool,
@@ -44,7 +46,34 @@ pub(super) struct Barrier {
     pub(super) seq: Sequence,
     /// How far the first copy of each disk had come, in the order of the configuration.
     pub(super) marks: Vec<u64>,
-    pub(super) epoch: Option<Epoch>,
+    /// What was sent since the barrier before, by disk.
+    pub(super) settles: Vec<Settled>,
+    pub(super) ticket: Option<Ticket>,
+}
+
+/// What the driver waits for; each is larger than the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(pub(super) u64);
+
+/// A stretch of a disk (given by its place), everything pending in which was sent or found equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    pub(super) place: usize,
+    pub(super) range: ByteRange,
+}
+
+impl Settled {
+    /// Adds to a list, in which stretches of a disk that follow each other are one: a pass goes upwards, and nothing pending
+    /// lies between what it sends.
+    pub(super) fn add_to(self, list: &mut Vec<Self>) {
+        match list.last_mut() {
+            Some(last) if last.place == self.place && self.range.offset >= last.range.offset => {
+                let end = last.range.end().max(self.range.end());
+                last.range.length = end - last.range.offset;
+            }
+            _ => list.push(self),
+        }
+    }
 }
 
 /// The digests of the first part of a requested range.
@@ -89,7 +118,8 @@ impl<'a> Ledger<'a> {
         while state.barriers.front().is_some_and(|sent| sent.barrier.seq <= seq) {
             let Some(sent) = state.barriers.pop_front() else { break };
             state.acknowledged = sent.sent;
-            state.reached = sent.barrier.epoch.unwrap_or(state.reached);
+            state.ticket = sent.barrier.ticket.unwrap_or(state.ticket);
+            sent.barrier.settles.iter().for_each(|settled| settled.add_to(&mut state.settled));
             newest = Some(sent.barrier);
         }
         state.acknowledged_once = true;
@@ -99,19 +129,25 @@ impl<'a> Ledger<'a> {
         newest.map(|barrier| barrier.marks).ok_or_else(unknown)
     }
 
-    pub(super) fn wait_until_reached(&self, epoch: Epoch) -> Result<(), Halt> {
-        self.wait(|state| (state.reached >= epoch).then_some(()))
+    /// Waits until the barrier with this ticket is acknowledged.
+    pub(super) fn wait_for(&self, ticket: Ticket) -> Result<(), Halt> {
+        self.wait(|state| (state.ticket >= ticket).then_some(()))
     }
 
-    pub(super) fn ask(&self, id: DigestId) {
-        self.lock().questions.insert(id, None);
+    /// What became durable since it was asked for last.
+    pub(super) fn take_settled(&self) -> Vec<Settled> {
+        std::mem::take(&mut self.lock().settled)
+    }
+
+    pub(super) fn ask(&self, id: DigestId, chunk: DigestChunk) {
+        self.lock().questions.insert(id, Question { chunk, answer: None });
     }
 
     /// Takes an answer; there may only be one to each question.
     pub(super) fn answer(&self, reply: &DigestReply<'_>) -> Result<(), SyncError> {
         let mut state = self.lock();
         match state.questions.get_mut(&reply.id) {
-            Some(answer @ None) => *answer = Some(Answer::of(reply)),
+            Some(Question { chunk, answer: answer @ None }) if *chunk == reply.chunk => *answer = Some(Answer::of(reply)),
             _ => return Err(SyncError::Protocol("digests came that were not asked for".into())),
         }
         self.changed.notify_all();
@@ -120,7 +156,7 @@ impl<'a> Ledger<'a> {
 
     pub(super) fn wait_for_answer(&self, id: DigestId) -> Result<Answer, Halt> {
         self.wait(|state| {
-            let answer = state.questions.get_mut(&id)?.take()?;
+            let answer = state.questions.get_mut(&id)?.answer.take()?;
             state.questions.remove(&id);
             Some(answer)
         })
@@ -178,6 +214,12 @@ pub(super) struct Closing {
     pub(super) acknowledged: bool,
 }
 
+/// A request for digests.
+struct Question {
+    chunk: DigestChunk,
+    answer: Option<Answer>,
+}
+
 /// A barrier, and what was sent before it.
 struct SentBarrier {
     barrier: Barrier,
@@ -210,7 +252,9 @@ mod tests {
     use super::*;
 
     fn barrier(seq: u64, mark: u64) -> Barrier {
-        Barrier { seq: Sequence(seq), marks: vec![mark], epoch: None }
+        let range = ByteRange { offset: mark, length: 5 };
+        let settles = vec![Settled { place: 0, range }];
+        Barrier { seq: Sequence(seq), marks: vec![mark], settles, ticket: Some(Ticket(seq)) }
     }
 
     #[test]
@@ -244,6 +288,10 @@ mod tests {
         assert_eq!(ledger.acknowledge(Sequence(3)).unwrap(), [30]);
         assert!(ledger.acknowledge(Sequence(3)).is_err());
         assert!(ledger.acknowledge(Sequence(9)).is_err());
+        ledger.wait_for(Ticket(3)).unwrap();
+        let range = ByteRange { offset: 10, length: 25 };
+        assert_eq!(ledger.take_settled(), [Settled { place: 0, range }]);
+        assert_eq!(ledger.take_settled(), []);
     }
 
     #[test]
@@ -252,7 +300,7 @@ mod tests {
         let ledger = Ledger::new(&control, 100);
         ledger.end(Some(SyncError::NotConverging { passes: 1 }));
         ledger.end(Some(SyncError::Protocol("later".into())));
-        assert!(matches!(ledger.wait_until_reached(Epoch(1)), Err(Halt::Ended)));
+        assert!(matches!(ledger.wait_for(Ticket(1)), Err(Halt::Ended)));
         assert!(matches!(ledger.into_result().error, Some(SyncError::NotConverging { .. })));
     }
 }

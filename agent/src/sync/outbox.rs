@@ -1,7 +1,7 @@
 //! Sends what the driver decides, in that order.
 
 use std::{
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::mpsc::{self, RecvTimeoutError, TryRecvError},
     time::{Duration, Instant},
 };
 
@@ -13,11 +13,13 @@ use rehost_protocol::{
 };
 
 use super::{
+    batch::{Batch, SMALL, on_the_wire},
     buffer::Buffer,
     control::SyncControl,
     error::Halt,
-    ledger::{Barrier, Ledger},
+    ledger::{Barrier, Ledger, Settled, Ticket},
     pack::Packer,
+    plan::Run,
     throttle::Throttle,
     zeros::{Segment, segments},
 };
@@ -33,12 +35,16 @@ const BARRIER_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) enum Outgoing {
     /// Bytes of a disk.
     Block { place: usize, offset: u64, buffer: Buffer, first_copy: bool },
+    /// Parts of a buffer, in ascending order, and what is settled with them.
+    Runs { buffer: Buffer, runs: Vec<Run>, settled: Settled },
     /// A range that is zero.
     Zero { place: usize, offset: u64, length: u64, first_copy: bool },
     /// A question.
-    Digests { place: usize, id: DigestId, offset: u64, length: u64 },
+    Digests { place: usize, id: DigestId, offset: u64, length: u64, chunk: DigestChunk },
+    /// Everything before it is to be acknowledged.
+    Flush(Ticket),
     /// Everything before it is a checkpoint.
-    Checkpoint(Epoch),
+    Checkpoint { epoch: Epoch, consistency: Consistency, ticket: Ticket },
 }
 
 /// A disk, as the outbox knows it.
@@ -64,7 +70,9 @@ pub(super) struct Outbox<'a> {
     last_barrier: Instant,
     /// Something was sent that no barrier covers.
     uncovered: bool,
-    scratch: Vec<u8>,
+    /// What the next barrier settles.
+    settles: Vec<Settled>,
+    batch: Batch,
 }
 
 impl<'a> Outbox<'a> {
@@ -88,27 +96,41 @@ impl<'a> Outbox<'a> {
             since_barrier: 0,
             last_barrier: Instant::now(),
             uncovered: false,
-            scratch: Vec::new(),
+            settles: Vec::new(),
+            batch: Batch::new(),
         }
     }
 
     /// Sends until the driver is done, then says bye.
     pub(super) fn run(mut self, queue: &mpsc::Receiver<Outgoing>) -> Result<(), Halt> {
         loop {
-            match queue.recv_timeout(BARRIER_INTERVAL) {
+            match self.next(queue) {
                 Ok(outgoing) => self.handle(outgoing)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             let due = self.since_barrier >= BARRIER_BYTES || self.last_barrier.elapsed() >= BARRIER_INTERVAL;
             if due && self.uncovered {
-                self.barrier()?;
+                self.barrier(None)?;
             }
         }
         if self.uncovered {
-            self.barrier()?;
+            self.barrier(None)?;
         }
-        self.send_message(&AgentMessage::Bye)
+        self.message(&AgentMessage::Bye)?;
+        self.flush()
+    }
+
+    /// What the driver has decided; nothing stays in the batch while it thinks.
+    fn next(&mut self, queue: &mpsc::Receiver<Outgoing>) -> Result<Outgoing, RecvTimeoutError> {
+        match queue.try_recv() {
+            Err(TryRecvError::Empty) => {}
+            received => return received.map_err(|_| RecvTimeoutError::Disconnected),
+        }
+        if self.flush().is_err() {
+            return Err(RecvTimeoutError::Disconnected);
+        }
+        queue.recv_timeout(BARRIER_INTERVAL)
     }
 
     fn handle(&mut self, outgoing: Outgoing) -> Result<(), Halt> {
@@ -121,19 +143,33 @@ impl<'a> Outbox<'a> {
                 self.passed(place, end, first_copy);
                 Ok(())
             }
+            Outgoing::Runs { buffer, runs, settled } => self.runs(buffer, &runs, settled),
             Outgoing::Zero { place, offset, length, first_copy } => {
                 self.zero(place, offset, length)?;
                 self.passed(place, offset + length, first_copy);
                 Ok(())
             }
-            Outgoing::Digests { place, id, offset, length } => {
+            Outgoing::Digests { place, id, offset, length, chunk } => {
                 self.flush_zeros()?;
                 let (offset, length) = (ByteOffset(offset), ByteCount(length));
                 let disk = self.index(place);
-                self.send_message(&AgentMessage::DigestRequest { id, disk, offset, length, chunk: DigestChunk::Coarse })
+                self.message(&AgentMessage::DigestRequest { id, disk, offset, length, chunk })
             }
-            Outgoing::Checkpoint(epoch) => self.checkpoint(epoch),
+            Outgoing::Flush(ticket) => self.barrier(Some(ticket)),
+            Outgoing::Checkpoint { epoch, consistency, ticket } => self.checkpoint(epoch, consistency, ticket),
         }
+    }
+
+    fn runs(&mut self, buffer: Buffer, runs: &[Run], settled: Settled) -> Result<(), Halt> {
+        for run in runs {
+            let bytes = buffer.bytes().get(run.at..run.at + run.length).unwrap_or_default();
+            self.block(settled.place, run.offset, bytes)?;
+        }
+        // Nobody takes it any more if the driver is gone.
+        let _ = self.put_back.send(buffer);
+        settled.add_to(&mut self.settles);
+        self.uncovered = true;
+        Ok(())
     }
 
     fn passed(&mut self, place: usize, end: u64, first_copy: bool) {
@@ -171,8 +207,9 @@ impl<'a> Outbox<'a> {
     fn reserve(&mut self, bytes: u64) -> Result<(), Halt> {
         if !self.ledger.try_reserve(bytes) {
             if self.since_barrier > 0 {
-                self.barrier()?;
+                self.barrier(None)?;
             }
+            self.flush()?;
             self.ledger.reserve(bytes)?;
         }
         self.since_barrier += bytes;
@@ -181,17 +218,25 @@ impl<'a> Outbox<'a> {
 
     fn frame(&mut self, place: usize, offset: u64, bytes: &[u8]) -> Result<(), Halt> {
         let disk = self.index(place);
+        let small = bytes.len() <= SMALL;
+        if !small {
+            self.flush()?;
+        }
         let (codec, payload) = match self.packer.pack(bytes) {
             Some(packed) => (BlockCodec::Zstd, packed),
             None => (BlockCodec::Raw, bytes),
         };
         let raw_length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let block = DataBlock { disk, offset: ByteOffset(offset), codec, raw_length, payload };
+        if small {
+            self.batch.add_block(&block)?;
+            return self.flush_if_full();
+        }
         let prefix = data_frame_prefix(&block)?;
         let length = prefix.len() + payload.len();
         // A throttle is a slow link, too: the time it takes counts.
         let started = Instant::now();
-        self.throttle.take(length, self.control)?;
+        self.throttle.take(on_the_wire(length), self.control)?;
         self.sender.send(&[&prefix, payload])?;
         self.packer.sent(length, started.elapsed());
         self.control.board.add_sent(length as u64);
@@ -214,40 +259,59 @@ impl<'a> Outbox<'a> {
             return Ok(());
         };
         let (disk, offset, length) = (self.index(place), ByteOffset(offset), ByteCount(length));
-        self.send_message(&AgentMessage::Zero { disk, offset, length })
+        self.message(&AgentMessage::Zero { disk, offset, length })
     }
 
-    fn barrier(&mut self) -> Result<(), Halt> {
-        let seq = self.enter_barrier(None)?;
+    fn barrier(&mut self, ticket: Option<Ticket>) -> Result<(), Halt> {
+        let seq = self.enter_barrier(ticket)?;
         let mark = |disk: &OutDisk| DiskProgress { disk: disk.index, high_water: ByteOffset(disk.mark) };
         let progress = self.disks.iter().map(mark).collect();
-        self.send_message(&AgentMessage::Barrier { seq, progress })
+        self.message(&AgentMessage::Barrier { seq, progress })?;
+        self.flush()
     }
 
-    fn checkpoint(&mut self, epoch: Epoch) -> Result<(), Halt> {
+    fn checkpoint(&mut self, epoch: Epoch, consistency: Consistency, ticket: Ticket) -> Result<(), Halt> {
         // The marks travel with a barrier: also if the disks ended in the same moment.
         if self.uncovered {
-            self.barrier()?;
+            self.barrier(None)?;
         }
-        let seq = self.enter_barrier(Some(epoch))?;
-        self.send_message(&AgentMessage::Checkpoint { seq, epoch, consistency: Consistency::Quiescent })
+        let seq = self.enter_barrier(Some(ticket))?;
+        self.message(&AgentMessage::Checkpoint { seq, epoch, consistency })?;
+        self.flush()
     }
 
     /// Entered before it is sent: the acknowledgement may be quick.
-    fn enter_barrier(&mut self, epoch: Option<Epoch>) -> Result<Sequence, Halt> {
+    fn enter_barrier(&mut self, ticket: Option<Ticket>) -> Result<Sequence, Halt> {
         self.flush_zeros()?;
         self.seq = Sequence(self.seq.0 + 1);
         let marks = self.disks.iter().map(|disk| disk.mark).collect();
-        self.ledger.enter_barrier(Barrier { seq: self.seq, marks, epoch });
+        let settles = std::mem::take(&mut self.settles);
+        self.ledger.enter_barrier(Barrier { seq: self.seq, marks, settles, ticket });
         (self.since_barrier, self.uncovered) = (0, false);
         self.last_barrier = Instant::now();
         Ok(self.seq)
     }
 
-    fn send_message(&mut self, message: &AgentMessage<'_>) -> Result<(), Halt> {
-        self.scratch.clear();
-        message.encode(&mut self.scratch)?;
-        self.sender.send(&[&self.scratch])?;
+    fn message(&mut self, message: &AgentMessage<'_>) -> Result<(), Halt> {
+        self.batch.add(message)?;
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), Halt> {
+        if self.batch.is_full() { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), Halt> {
+        let length = self.batch.bytes().len();
+        if length == 0 {
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.throttle.take(on_the_wire(length), self.control)?;
+        self.sender.send(&[self.batch.bytes()])?;
+        self.packer.sent(length, started.elapsed());
+        self.control.board.add_sent(length as u64);
+        self.batch.clear();
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use rehost_protocol::{ByteCount, DIGEST_CHUNK, DigestId, ZeroOrDigest, digest_chunk};
+use rehost_protocol::{ByteCount, DIGEST_CHUNK, DigestChunk, DigestId, ZeroOrDigest, digest_chunk};
 
 use super::{
     driver::Driver,
@@ -25,16 +25,19 @@ struct Asked {
     id: DigestId,
 }
 
+/// What a pass compares: of each disk (given by its place) what is below a limit.
+pub(super) type Extent = Vec<(usize, u64)>;
+
 impl Driver<'_> {
-    /// One pass over all disks; true if nothing differed.
-    pub(super) fn pass(&mut self) -> Result<bool, Halt> {
+    /// One pass over these disks; true if nothing differed.
+    pub(super) fn pass(&mut self, extent: &Extent) -> Result<bool, Halt> {
         let mut under_way = VecDeque::new();
         let mut next = (0, 0);
         let mut clean = true;
         loop {
             while under_way.len() < PIPELINE {
-                let Some((place, piece)) = self.next_piece(&mut next) else { break };
-                let id = self.ask(place, piece.offset, piece.length)?;
+                let Some((place, piece)) = self.next_piece(extent, &mut next) else { break };
+                let id = self.ask(place, piece.offset, piece.length, DigestChunk::Coarse)?;
                 under_way.push_back(Asked { place, piece, id });
             }
             let Some(asked) = under_way.pop_front() else {
@@ -44,25 +47,33 @@ impl Driver<'_> {
         }
     }
 
-    /// The next piece of the pass; `next` is the place and the offset to go on from.
-    fn next_piece(&self, next: &mut (usize, u64)) -> Option<(usize, Piece)> {
+    /// The next piece of the pass; `next` is the index in the extent and the offset to go on from.
+    fn next_piece(&self, extent: &Extent, next: &mut (usize, u64)) -> Option<(usize, Piece)> {
         loop {
-            let (place, offset) = *next;
-            match self.disks.get(place)?.source.piece(offset) {
+            let (index, offset) = *next;
+            let (place, end) = *extent.get(index)?;
+            let end = end.next_multiple_of(DIGEST_CHUNK);
+            match self.disks.get(place)?.source.piece_before(offset, end) {
                 Some(piece) => {
                     next.1 += piece.length;
                     return Some((place, piece));
                 }
-                None => *next = (place + 1, 0),
+                None => *next = (index + 1, 0),
             }
         }
     }
 
-    fn ask(&mut self, place: usize, offset: u64, length: u64) -> Result<DigestId, Halt> {
+    pub(super) fn ask(
+        &mut self,
+        place: usize,
+        offset: u64,
+        length: u64,
+        chunk: DigestChunk,
+    ) -> Result<DigestId, Halt> {
         self.last_id = DigestId(self.last_id.0.wrapping_add(1));
         let id = self.last_id;
-        self.ledger.ask(id);
-        self.queue(Outgoing::Digests { place, id, offset, length })?;
+        self.ledger.ask(id, chunk);
+        self.queue(Outgoing::Digests { place, id, offset, length, chunk })?;
         Ok(id)
     }
 
@@ -75,7 +86,7 @@ impl Driver<'_> {
         let mut clean = true;
         loop {
             let answer = self.ledger.wait_for_answer(id)?;
-            check(&answer, at, end)?;
+            answer.check(at, end, DigestChunk::Coarse)?;
             let first = usize::try_from((at - piece.offset) / DIGEST_CHUNK).unwrap_or(usize::MAX);
             let differing = differences(own.as_deref().map(|own| own.get(first..).unwrap_or_default()), &answer.runs);
             let sent = self.send_differing(place, at, end, &differing)?;
@@ -86,7 +97,7 @@ impl Driver<'_> {
                 return Ok(clean);
             }
             // An answer covers what fits; the rest is asked for again.
-            id = self.ask(place, at, end - at)?;
+            id = self.ask(place, at, end - at, DigestChunk::Coarse)?;
         }
     }
 
@@ -128,23 +139,25 @@ impl Driver<'_> {
 
 /// Chunks that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ChunkRange {
-    first: u64,
-    count: u64,
+pub(super) struct ChunkRange {
+    pub(super) first: u64,
+    pub(super) count: u64,
 }
 
-/// An answer must cover something, end where chunks end, and not go beyond what was asked.
-fn check(answer: &Answer, at: u64, end: u64) -> Result<(), SyncError> {
-    let reached = at.checked_add(answer.covered).filter(|reached| *reached <= end);
-    match reached {
-        Some(reached) if answer.covered > 0 && (reached == end || reached.is_multiple_of(DIGEST_CHUNK)) => Ok(()),
-        _ => Err(SyncError::Protocol(format!("digests of {} at {at} were not asked for", ByteCount(answer.covered)))),
+impl Answer {
+    /// An answer must cover something, end where chunks end, and not go beyond what was asked.
+    pub(super) fn check(&self, at: u64, end: u64, chunk: DigestChunk) -> Result<(), SyncError> {
+        let reached = at.checked_add(self.covered).filter(|reached| *reached <= end);
+        match reached {
+            Some(reached) if self.covered > 0 && (reached == end || reached.is_multiple_of(chunk.bytes())) => Ok(()),
+            _ => Err(SyncError::Protocol(format!("digests of {} at {at} were not asked for", ByteCount(self.covered)))),
+        }
     }
 }
 
 /// Where the replicator's chunks differ from one's own (`None`: all zero). The runs were checked to cover what they say,
 /// and that not to be more than was asked for.
-fn differences(own: Option<&[ZeroOrDigest]>, runs: &[Run]) -> Vec<ChunkRange> {
+pub(super) fn differences(own: Option<&[ZeroOrDigest]>, runs: &[Run]) -> Vec<ChunkRange> {
     let mut found = Vec::new();
     let mut at = 0;
     for run in runs {
@@ -225,11 +238,12 @@ mod tests {
     #[test]
     fn answers_that_were_not_asked_for_are_refused() {
         let answer = |covered| Answer { covered, runs: Vec::new() };
-        assert!(check(&answer(DIGEST_CHUNK), 0, DIGEST_CHUNK).is_ok());
-        assert!(check(&answer(100), 0, 100).is_ok());
-        assert!(check(&answer(100), 0, DIGEST_CHUNK).is_err());
-        assert!(check(&answer(0), 0, DIGEST_CHUNK).is_err());
-        assert!(check(&answer(u64::MAX), DIGEST_CHUNK, 2 * DIGEST_CHUNK).is_err());
+        let check = |covered, at, end| answer(covered).check(at, end, DigestChunk::Coarse);
+        assert!(check(DIGEST_CHUNK, 0, DIGEST_CHUNK).is_ok());
+        assert!(check(100, 0, 100).is_ok());
+        assert!(check(100, 0, DIGEST_CHUNK).is_err());
+        assert!(check(0, 0, DIGEST_CHUNK).is_err());
+        assert!(check(u64::MAX, DIGEST_CHUNK, 2 * DIGEST_CHUNK).is_err());
     }
 
     proptest! {

@@ -1,6 +1,11 @@
 //! One session: a connection, and the threads that use it.
 
-use std::{collections::BTreeSet, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
 use rehost_link::transport::{self, KeepAlive, Receiver, Sender, TransportError};
 use rehost_model::{Epoch, link::AgentPhase};
@@ -16,8 +21,10 @@ use super::{
     driver::{Driver, DriverDisk},
     error::{Halt, SyncError},
     inbox,
-    ledger::Ledger,
+    ledger::{Ledger, Ticket},
+    machine::{Lease, Machine},
     outbox::{OutDisk, Outbox},
+    schedule::Schedule,
     source::Source,
 };
 
@@ -53,12 +60,15 @@ impl SyncSession {
     ) -> Result<SyncEnd, SyncError> {
         control.board.set_phase(AgentPhase::Connecting);
         let sources = config.disks.iter().map(Source::open).collect::<Result<Vec<_>, _>>()?;
+        // Before the replicator says what it has: from then on nothing is missed.
+        let leases = config.machine.borrow(&config.disks);
+        control.board.set_machine(&config.machine);
         let mut connection = Connection::open(config)?;
-        let disks = connection.disks(sources)?;
+        let disks = connection.disks(sources, leases)?;
         let known: Vec<_> = disks.iter().map(|disk| (disk.source.disk().clone(), disk.synced)).collect();
         control.board.begin(&known);
         let ledger = Ledger::new(control, connection.welcome.window.0);
-        let halt = connection.replicate(disks, &ledger, control);
+        let halt = connection.replicate(disks, &config.machine, &ledger, control);
         let closing = ledger.into_result();
         *progressed = closing.acknowledged;
         match (halt, closing.error) {
@@ -96,15 +106,15 @@ impl Connection {
     }
 
     /// Each disk with what the replicator has of it.
-    fn disks(&self, sources: Vec<Source>) -> Result<Vec<DriverDisk>, SyncError> {
-        let with_state = |source: Source| {
+    fn disks(&self, sources: Vec<Source>, leases: Vec<Lease>) -> Result<Vec<DriverDisk>, SyncError> {
+        let with_state = |(source, lease): (Source, Lease)| {
             let index = source.disk().index;
             let state = self.welcome.disks.iter().find(|state| state.disk == index);
-            let synced = state.map(|state| state.synced.0).filter(|synced| *synced <= source.size());
-            let synced = synced.ok_or_else(|| SyncError::Protocol("the welcome does not fit the hello".into()))?;
-            Ok(DriverDisk { source, synced })
+            let state = state.filter(|state| state.synced.0 <= source.size());
+            let state = state.ok_or_else(|| SyncError::Protocol("the welcome does not fit the hello".into()))?;
+            Ok(DriverDisk { source, synced: state.synced.0, lineage: state.lineage, lease, covered: false })
         };
-        sources.into_iter().map(with_state).collect()
+        sources.into_iter().zip(leases).map(with_state).collect()
     }
 
     /// The newest checkpoint that holds every disk.
@@ -113,7 +123,13 @@ impl Connection {
     }
 
     /// Runs the threads; returns why the driver halted.
-    fn replicate(&mut self, disks: Vec<DriverDisk>, ledger: &Ledger<'_>, control: &SyncControl) -> Option<Halt> {
+    fn replicate(
+        &mut self,
+        disks: Vec<DriverDisk>,
+        machine: &Arc<Machine>,
+        ledger: &Ledger<'_>,
+        control: &SyncControl,
+    ) -> Option<Halt> {
         let (pool, put_back) = Pool::new();
         let (queue, outgoing) = mpsc::sync_channel(QUEUE);
         let out_disk = |disk: &DriverDisk| OutDisk { index: disk.source.disk().index, mark: disk.synced };
@@ -127,8 +143,13 @@ impl Connection {
             own: Buffer::new(),
             ledger,
             control,
+            machine: machine.clone(),
             key: self.key,
             last_id: DigestId(0),
+            ticket: Ticket(0),
+            reads: 0,
+            frozen: None,
+            schedule: Schedule::new(Instant::now()),
         };
         let keep_alive = self.start_keep_alive();
         let keep_alive = match keep_alive {
@@ -139,7 +160,7 @@ impl Connection {
         let halt = thread::scope(|scope| {
             scope.spawn(|| inbox::run(receiver, &sender, ledger, control));
             let sending = scope.spawn(move || outbox.run(&outgoing));
-            let halt = drive(driver);
+            let (halt, mut disks) = drive(driver);
             // The queue is closed now; what it holds is sent, unless the session has failed.
             if !matches!(halt, Halt::Stopped) {
                 sender.shutdown();
@@ -147,6 +168,7 @@ impl Connection {
             let sent = sending.join();
             ledger.end(None);
             sender.shutdown();
+            settle(&mut disks, ledger);
             match (halt, sent) {
                 (Halt::Ended, Ok(Err(Halt::Failed(error)))) if !is_transport(&error) => Halt::Failed(error),
                 (halt, _) => halt,
@@ -167,10 +189,20 @@ impl Connection {
 }
 
 /// Runs the driver to its end; its queue is closed by that.
-fn drive(mut driver: Driver<'_>) -> Halt {
-    match driver.run() {
+fn drive(mut driver: Driver<'_>) -> (Halt, Vec<DriverDisk>) {
+    let halt = match driver.run() {
         Ok(()) => Halt::Stopped,
         Err(halt) => halt,
+    };
+    (halt, driver.disks)
+}
+
+/// What was acknowledged to the last need not be sent by the next session.
+fn settle(disks: &mut [DriverDisk], ledger: &Ledger<'_>) {
+    for settled in ledger.take_settled() {
+        if let Some(disk) = disks.get_mut(settled.place) {
+            disk.settle(settled.range);
+        }
     }
 }
 

@@ -31,6 +31,31 @@ pub(super) struct Source {
     has_holes: bool,
 }
 
+/// Reads a disk from other threads, while its file systems are frozen.
+pub(super) struct FrozenReader {
+    file: File,
+    size: u64,
+}
+
+impl FrozenReader {
+    /// Fills `space`, which is aligned, from an aligned offset on; zeros stand for what is beyond the disk's end.
+    pub(super) fn read(&self, offset: u64, space: &mut [u8]) -> io::Result<()> {
+        let there = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX).min(space.len());
+        let mut done = 0;
+        while done < there {
+            let at = offset + done as u64;
+            match self.file.read_at(space.get_mut(done..).unwrap_or_default(), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        space.get_mut(there..).unwrap_or_default().fill(0);
+        Ok(())
+    }
+}
+
 /// A part of a disk, for a digest pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
@@ -41,7 +66,7 @@ pub(super) struct Piece {
 }
 
 impl Source {
-    /// Opens a disk, which must have the size that was agreed on.
+    /// Opens a disk, which must have at least the size that was agreed on.
     pub(super) fn open(disk: &DiskSource) -> Result<Self, SyncError> {
         let (file, direct) = open(&disk.path).map_err(|e| SyncError::vanished(&disk.path, e))?;
         let metadata = file.metadata().map_err(|e| SyncError::vanished(&disk.path, e))?;
@@ -53,6 +78,12 @@ impl Source {
 
     pub(super) fn disk(&self) -> &DiskSource {
         &self.disk
+    }
+
+    /// For another thread.
+    pub(super) fn frozen_reader(&self) -> Result<FrozenReader, SyncError> {
+        let file = self.file.try_clone().map_err(|e| SyncError::System(e.to_string()))?;
+        Ok(FrozenReader { file, size: self.size() })
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -108,8 +139,14 @@ impl Source {
         }
     }
 
-    /// The part that begins at `offset`, which is a multiple of the digest chunk; none at the disk's end.
-    pub(super) fn piece(&self, offset: u64) -> Option<Piece> {
+    /// The part that begins at `offset`, which is a multiple of the digest chunk, and ends at `end` (a multiple, too) or
+    /// before; none at the end of the disk.
+    pub(super) fn piece_before(&self, offset: u64, end: u64) -> Option<Piece> {
+        let piece = self.piece(offset).filter(|_| offset < end)?;
+        Some(Piece { length: piece.length.min(end - offset), ..piece })
+    }
+
+    fn piece(&self, offset: u64) -> Option<Piece> {
         let size = self.size();
         if offset >= size {
             return None;
@@ -165,7 +202,8 @@ impl Source {
     fn check_size(&self) -> Result<(), SyncError> {
         let end = (&self.file).seek(SeekFrom::End(0));
         let actual = end.map_err(|e| SyncError::vanished(&self.disk.path, e))?;
-        if actual != self.size() {
+        // What a disk has grown by is replicated once a volume has grown by it, too.
+        if actual < self.size() {
             let path = self.disk.path.clone();
             return Err(SyncError::DiskResized { path, expected: self.size(), actual });
         }
@@ -262,15 +300,16 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_shrank_grew_or_went_is_named() {
+    fn a_disk_that_shrank_or_went_is_named_and_one_that_grew_goes_on() {
         let (_directory, disk, file) = image(4 * MIB);
         let mut source = Source::open(&disk).unwrap();
         file.set_len(MIB).unwrap();
         let error = source.read(2 * MIB, u64::MAX, &mut Buffer::new()).unwrap_err();
         assert!(matches!(error, SyncError::DiskResized { actual: MIB, .. }), "{error}");
-        file.set_len(8 * MIB).unwrap();
         assert!(matches!(Source::open(&disk).err(), Some(SyncError::DiskResized { .. })));
-        file.set_len(4 * MIB).unwrap();
+        file.set_len(8 * MIB).unwrap();
+        source.read(3 * MIB, u64::MAX, &mut Buffer::new()).unwrap();
+        source.check().unwrap();
         std::fs::remove_file(&disk.path).unwrap();
         let error = source.check().unwrap_err();
         assert!(error.to_string().contains("disk.img"), "{error}");

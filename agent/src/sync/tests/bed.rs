@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use rehost_model::{
 use rehost_protocol::DiskIndex;
 use rehost_replicator::engine::{Engine, EngineConfig};
 
-use crate::sync::{DiskSource, SyncConfig, SyncControl, SyncEnd, SyncError, SyncLoop, SyncSession};
+use crate::sync::{DiskSource, Machine, SyncConfig, SyncControl, SyncEnd, SyncError, SyncLoop, SyncSession};
 
 pub(super) const MIB: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,6 +65,8 @@ pub(super) struct Bed {
     pub(super) volume: VolumeId,
     pub(super) size: u64,
     pub(super) engine: Engine,
+    /// Untracked, unless a test gives another one.
+    pub(super) machine: Arc<Machine>,
     engine_config: EngineConfig,
 }
 
@@ -82,7 +85,8 @@ impl Bed {
         configure(&mut engine_config);
         let engine = Engine::new(engine_config.clone()).unwrap();
         let (server, volume) = (ServerId::generate(), VolumeId::generate());
-        let bed = Self { directory, ca, server, volume, size, engine, engine_config };
+        let machine = Machine::untracked();
+        let bed = Self { directory, ca, server, volume, size, engine, machine, engine_config };
         for path in [bed.source(), bed.target()] {
             File::create(path).unwrap().set_len(size).unwrap();
         }
@@ -117,6 +121,7 @@ impl Bed {
             server: self.server.clone(),
             disks: vec![disk],
             timeouts: Timeouts::default(),
+            machine: self.machine.clone(),
         }
     }
 
@@ -160,13 +165,13 @@ impl Bed {
 
 /// The agent's engine in a thread of its own; stopped when it is dropped.
 pub(super) struct Agent {
-    pub(super) control: std::sync::Arc<SyncControl>,
+    pub(super) control: Arc<SyncControl>,
     thread: Option<thread::JoinHandle<SyncEnd>>,
 }
 
 impl Agent {
     pub(super) fn start(config: &SyncConfig) -> Self {
-        let control = std::sync::Arc::new(SyncControl::new());
+        let control = Arc::new(SyncControl::new());
         let (config, engine) = (config.clone(), control.clone());
         let thread = thread::spawn(move || SyncLoop::run(&config, &engine));
         Self { control, thread: Some(thread) }

@@ -82,9 +82,9 @@ fn another_server_cannot_write_a_volume_even_with_a_certificate_for_it() {
 fn another_size_is_refused() {
     let bed = Bed::new(MIB);
     let mut config = bed.config();
-    File::options().write(true).open(bed.source()).unwrap().set_len(2 * MIB).unwrap();
-    assert_eq!(failure(&config).code(), "DiskResized");
     config.disks[0].size_bytes = 2 * MIB;
+    assert_eq!(failure(&config).code(), "DiskResized");
+    File::options().write(true).open(bed.source()).unwrap().set_len(2 * MIB).unwrap();
     assert_eq!(refused(&failure(&config)), ErrorCode::SizeMismatch);
 }
 
