@@ -82,7 +82,11 @@ enum Stage {
     /// Unquiesce scripts run, for a source that was fenced.
     Opening,
     /// `undone`: the unquiesce scripts ended well. `trouble`: how they did not, the last time.
-    Failed { reason: String, undone: bool, trouble: Option<String> },
+    Failed {
+        reason: String,
+        undone: bool,
+        trouble: Option<String>,
+    },
 }
 
 /// What is to be done when nothing is being done.
@@ -146,7 +150,8 @@ impl Record {
             Stage::Fenced => FenceState::Fenced { fence },
             Stage::Failed { reason, trouble: None, .. } => FenceState::Failed { fence, reason: reason.clone() },
             Stage::Failed { reason, trouble: Some(trouble), .. } => {
-                let reason = format!("{reason}; the source cannot be put back into use, and it is tried again: {trouble}");
+                let reason =
+                    format!("{reason}; the source cannot be put back into use, and it is tried again: {trouble}");
                 FenceState::Failed { fence, reason }
             }
         }
@@ -274,7 +279,9 @@ impl Keeper {
     }
 
     fn close(&self) {
-        let Ok(_lock) = self.lock(FlockOperation::LockExclusive).inspect_err(|e| self.fail(&e.to_string())) else { return };
+        let Ok(_lock) = self.lock(FlockOperation::LockExclusive).inspect_err(|e| self.fail(&e.to_string())) else {
+            return;
+        };
         let closed = self.hooks.run(Hook::Quiesce).map_err(|e| e.to_string());
         let kept = closed.and_then(|_| self.advance(Stage::Fenced).map_err(|e| e.to_string()));
         if let Err(reason) = kept {
@@ -344,7 +351,9 @@ impl Keeper {
     /// [`unfence`] may have been here. For everything else, memory is as new as the file, or newer.
     fn look_again(&self) {
         match self.read() {
-            Ok(Some(found)) if matches!(found.stage, Stage::Failed { undone: true, .. }) => *self.record() = Some(found),
+            Ok(Some(found)) if matches!(found.stage, Stage::Failed { undone: true, .. }) => {
+                *self.record() = Some(found)
+            }
             Ok(_) => {}
             Err(error) => self.note(Err(error)),
         }

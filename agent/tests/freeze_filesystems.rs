@@ -256,7 +256,8 @@ fn live_the_watchdog_is_hard_to_kill() {
     let locked: u64 = locked.unwrap().trim().trim_end_matches(" kB").parse().unwrap();
     println!("locked: {locked} KiB");
     assert!(locked > 0);
-    let session = |process: u32| rustix::process::getsid(rustix::process::Pid::from_raw(process.cast_signed())).unwrap();
+    let session =
+        |process: u32| rustix::process::getsid(rustix::process::Pid::from_raw(process.cast_signed())).unwrap();
     assert_ne!(session(process), session(std::process::id()));
     for polite in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         signal(process, polite);

@@ -210,15 +210,16 @@ mod tests {
 
     #[test]
     fn the_last_mounted_is_frozen_first() {
-        let mounts = "1 1 8:0 / /a rw - ext4 /dev/sda rw\n2 1 7:0 / /b rw - ext4 /dev/x rw\n3 1 8:16 / /c rw - xfs /dev/y rw";
+        let mounts =
+            "1 1 8:0 / /a rw - ext4 /dev/sda rw\n2 1 7:0 / /b rw - ext4 /dev/x rw\n3 1 8:16 / /c rw - xfs /dev/y rw";
         let (_root, system) = machine();
         let disks = ["8:0", "8:16"].iter().filter_map(|d| DeviceId::parse(d)).collect();
         let survey = on_disks(&system, &parse(mounts.as_bytes()), &disks);
         // loop0 lies in a file below `/`, which is mounted nowhere here: it has nothing to do with these disks.
-        assert_eq!(survey.filesystems.iter().map(|f| f.mount_point.as_path()).collect::<Vec<_>>(), [
-            Path::new("/c"),
-            Path::new("/a")
-        ]);
+        assert_eq!(
+            survey.filesystems.iter().map(|f| f.mount_point.as_path()).collect::<Vec<_>>(),
+            [Path::new("/c"), Path::new("/a")]
+        );
     }
 
     #[test]
@@ -230,10 +231,7 @@ mod tests {
 4 1 0:44 / /tank rw - zfs tank rw";
         let (frozen, skipped) = surveyed(mounts, "8:16");
         assert!(frozen.is_empty(), "{frozen:?}");
-        assert_eq!(skipped, [
-            "/boot/efi: its kind cannot be frozen",
-            "/tank: the devices below it cannot be found"
-        ]);
+        assert_eq!(skipped, ["/boot/efi: its kind cannot be frozen", "/tank: the devices below it cannot be found"]);
     }
 
     #[test]

@@ -53,7 +53,9 @@ fn protect_itself() -> Answer {
     let _ = sys::freeze::ignore_polite_signals();
     let spared = fs::write("/proc/self/oom_score_adj", "-1000");
     match mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE) {
-        Ok(()) => Answer::Hello(spared.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs(), |()| 0)),
+        Ok(()) => {
+            Answer::Hello(spared.map_or_else(|error| error.raw_os_error().unwrap_or(libc::EIO).unsigned_abs(), |()| 0))
+        }
         Err(error) => Answer::CannotLock(error.raw_os_error().unsigned_abs()),
     }
 }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
 };
 
 const MESSAGE_BYTES: usize = 8;
@@ -178,10 +178,7 @@ fn wait(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> rustix::io::Result
 }
 
 fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
-    }
+    Timespec { tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
 }
 
 #[cfg(test)]
@@ -199,7 +196,8 @@ mod tests {
     #[test]
     fn messages_come_as_they_were_sent() {
         let (here, there) = pair();
-        for request in [Request::Add, Request::Arm(2000), Request::Try(1), Request::NotMine(u32::MAX), Request::Disarm] {
+        for request in [Request::Add, Request::Arm(2000), Request::Try(1), Request::NotMine(u32::MAX), Request::Disarm]
+        {
             ask(here.as_fd(), request, None).unwrap();
             let Received::Message(message, None) = receive(there.as_fd(), None).unwrap() else { panic!("no message") };
             assert_eq!((Request::parse(message), Answer::parse(message)), (Some(request), None));

@@ -99,7 +99,8 @@ fn a_script_that_takes_too_long_is_killed_with_what_it_started() {
     assert!(error.to_string().ends_with(": waiting"), "{error}");
     let child = fs::read_to_string(children).unwrap();
     // It takes a moment to die, and may not be reaped by whoever is the reaper here.
-    let is_gone = || fs::read_to_string(format!("/proc/{}/stat", child.trim())).map_or(true, |stat| stat.contains(") Z"));
+    let is_gone =
+        || fs::read_to_string(format!("/proc/{}/stat", child.trim())).map_or(true, |stat| stat.contains(") Z"));
     let end = Instant::now() + Duration::from_secs(60);
     while !is_gone() {
         assert!(Instant::now() < end, "it lives on");

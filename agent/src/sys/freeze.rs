@@ -33,7 +33,9 @@ pub(crate) fn thaw(filesystem: BorrowedFd<'_>) -> rustix::io::Result<()> {
 /// # Errors
 /// The kernel's.
 pub(crate) fn ignore_polite_signals() -> io::Result<()> {
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2] {
+    for signal in
+        [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2]
+    {
         // SAFETY: SIG_IGN runs no code of ours, and each number is that of a signal which may be ignored.
         if unsafe { libc::signal(signal, libc::SIG_IGN) } == libc::SIG_ERR {
             return Err(io::Error::last_os_error());

@@ -1,5 +1,6 @@
 //! Filesystems on loop devices that may be frozen, and are thawed and removed whatever happens.
 #![allow(dead_code)] // Each test uses a part of it.
+#![allow(clippy::unwrap_used)] // A bed that cannot be made fails the test.
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -92,7 +92,11 @@ fn lvm_on_raid_lies_on_every_disk_of_it() {
 fn a_loop_device_lies_on_what_its_file_lies_on() {
     let machine = Machine::new();
     machine.device("sda", "8:0").device("sda/sda1", "8:1");
-    machine.device("loop0", "7:0").backing("loop0", "/images/a").device("loop1", "7:1").backing("loop1", "/a/b (deleted)");
+    machine
+        .device("loop0", "7:0")
+        .backing("loop0", "/images/a")
+        .device("loop1", "7:1")
+        .backing("loop1", "/a/b (deleted)");
     let below = machine.beneath(
         "1 1 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 7:0 / /a rw - ext4 /dev/loop0 rw\n3 1 7:1 / /b rw - ext4 /dev/loop1 rw",
     );
