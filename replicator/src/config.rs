@@ -28,6 +28,8 @@ pub struct ReplicatorConfig {
     pub state_dir: PathBuf,
     /// How long volumes are held still for a snapshot that nobody releases.
     pub hold_timeout: Duration,
+    /// Most bytes of a server's journal; the engine's own limit if there is none.
+    pub journal_bytes: Option<u64>,
 }
 
 /// Why a configuration cannot be used.
@@ -52,6 +54,8 @@ struct Written {
     listen: SocketAddr,
     state_dir: PathBuf,
     hold_timeout_seconds: u64,
+    #[serde(default)]
+    journal_bytes: Option<u64>,
 }
 
 impl ReplicatorConfig {
@@ -81,6 +85,7 @@ impl ReplicatorConfig {
             listen: written.listen,
             state_dir: written.state_dir,
             hold_timeout: Duration::from_secs(written.hold_timeout_seconds),
+            journal_bytes: written.journal_bytes,
         })
     }
 }
@@ -112,7 +117,7 @@ mod tests {
     fn a_configuration_is_read() {
         let config = load(&text(), 0o600).unwrap();
         assert_eq!((config.endpoint.port(), config.listen.port()), (8443, 1500));
-        assert_eq!(config.hold_timeout, Duration::from_secs(120));
+        assert_eq!((config.hold_timeout, config.journal_bytes), (Duration::from_secs(120), None));
     }
 
     #[test]

@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod engine;
+mod planted;
 pub mod service;

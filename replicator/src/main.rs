@@ -23,15 +23,18 @@ enum Command {
         /// JSON file, readable by its owner alone
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Most bytes of changes of a server that wait for their checkpoint [default: 1 GiB]
+        #[arg(long, value_name = "BYTES")]
+        journal_bytes: Option<u64>,
     },
 }
 
 fn main() -> ExitCode {
-    let Command::Run { config } = Cli::parse().command;
+    let Command::Run { config, journal_bytes } = Cli::parse().command;
     let filter = tracing_subscriber::EnvFilter::try_from_env("REHOST_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    match run(&config) {
+    match run(&config, journal_bytes) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
@@ -40,8 +43,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
-    let config = ReplicatorConfig::load(config)?;
+fn run(config: &std::path::Path, journal_bytes: Option<u64>) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = ReplicatorConfig::load(config)?;
+    config.journal_bytes = journal_bytes.or(config.journal_bytes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

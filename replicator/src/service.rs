@@ -14,14 +14,15 @@ use rehost_link::identity::{Identity, IdentityError, PrivateKey, StateDir};
 use rehost_link::signature::RequestSigner;
 use rehost_link::transport::{ServerTls, TlsIdentity, TransportError};
 use rehost_model::link::{
-    IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_POLL_PATH, REPLICATOR_RENEW_PATH, RenewRequest,
-    ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
+    IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_MANIFEST_PATH, REPLICATOR_POLL_PATH, REPLICATOR_RENEW_PATH,
+    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
 };
 use rehost_model::replicator::Assignment;
+use serde::de::IgnoredAny;
 use tokio::time::sleep;
 
 use crate::config::ReplicatorConfig;
-use crate::engine::{Engine, EngineConfig, EngineError};
+use crate::engine::{Engine, EngineConfig, EngineError, JOURNAL, SIDECAR};
 
 /// The version that the replicator reports.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -34,9 +35,6 @@ const RETRY_LIMITS: (Duration, Duration) = (Duration::from_millis(500), Duration
 
 /// Between attempts to renew the certificate.
 const RENEWAL_PAUSE_MS: u64 = 600_000;
-
-/// The ending of a volume's sidecar in the state directory.
-const SIDECAR: &str = ".sync.json";
 
 /// Why the replicator cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +134,8 @@ struct Service {
     signer: RequestSigner,
     client: ControlClient,
     engine: Arc<Engine>,
-    sidecars: PathBuf,
+    /// Where sidecars and journals are.
+    records: PathBuf,
     assignments: Option<Vec<Assignment>>,
     renewal_not_before: rehost_model::Timestamp,
     failures: u32,
@@ -146,11 +145,13 @@ impl Service {
     fn start(config: &ReplicatorConfig, state: StateDir, identity: Identity) -> Result<Self, ServiceError> {
         let volumes = StateDir::new(config.state_dir.join("volumes"));
         volumes.create()?;
-        let sidecars = volumes.path().to_owned();
+        let records = volumes.path().to_owned();
+        let usual = EngineConfig::new(config.listen, tls(&identity)?);
         let engine = Engine::new(EngineConfig {
-            state_dir: Some(sidecars.clone()),
+            state_dir: Some(records.clone()),
             hold_timeout: config.hold_timeout,
-            ..EngineConfig::new(config.listen, tls(&identity)?)
+            journal_bytes: config.journal_bytes.unwrap_or(usual.journal_bytes),
+            ..usual
         })?;
         Ok(Self {
             signer: identity.signer()?,
@@ -158,7 +159,7 @@ impl Service {
             state,
             identity,
             engine: Arc::new(engine),
-            sidecars,
+            records,
             assignments: None,
             renewal_not_before: now(),
             failures: 0,
@@ -175,6 +176,7 @@ impl Service {
                 Err(error) => self.note_failure(&error),
             };
             self.renew_if_due().await;
+            self.bring_manifest().await;
             sleep(pause).await;
         }
     }
@@ -189,6 +191,8 @@ impl Service {
     }
 
     fn follow(&mut self, directive: ReplicatorDirective) -> Duration {
+        // First: journals are opened as soon as their volumes are known.
+        self.engine.set_data_keys(directive.data_keys);
         if self.assignments.as_ref() != Some(&directive.assignments) {
             self.assign(directive.assignments);
         }
@@ -207,17 +211,33 @@ impl Service {
         }
     }
 
-    /// Removes the sidecars of volumes that are not served here any more.
+    /// Removes the sidecars of volumes, and the journals of servers, that are not served here any more.
     fn forget_others(&self, assignments: &[Assignment]) {
-        let served: BTreeSet<_> = assignments.iter().map(|a| format!("{}{SIDECAR}", a.volume)).collect();
-        let entries = fs::read_dir(&self.sidecars).into_iter().flatten().flatten();
+        let files = |a: &Assignment| [format!("{}{SIDECAR}", a.volume), format!("{}{JOURNAL}", a.server)];
+        let served: BTreeSet<_> = assignments.iter().flat_map(files).collect();
+        let entries = fs::read_dir(&self.records).into_iter().flatten().flatten();
         for path in entries.map(|e| e.path()) {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            if name.ends_with(SIDECAR)
+            if (name.ends_with(SIDECAR) || name.ends_with(JOURNAL))
                 && !served.contains(name)
                 && let Err(error) = fs::remove_file(&path)
             {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a sidecar");
+                tracing::warn!(path = %path.display(), %error, "cannot remove a record");
+            }
+        }
+    }
+
+    /// Brings one manifest to the control plane; what does not arrive is brought after the next poll.
+    async fn bring_manifest(&self) {
+        let Some(manifest) = self.engine.manifest() else { return };
+        let proof = Proof::Certificate(&self.signer);
+        let sent: Result<IgnoredAny, _> = self.client.post(REPLICATOR_MANIFEST_PATH, &manifest, &proof).await;
+        match sent {
+            Ok(_) => self.engine.drop_manifest(&manifest.volume, manifest.epoch),
+            Err(error) if error.is_retryable() => tracing::debug!(%error, "a manifest has not arrived"),
+            Err(error) => {
+                tracing::warn!(%error, volume = %manifest.volume, "the control plane does not take a manifest");
+                self.engine.drop_manifest(&manifest.volume, manifest.epoch);
             }
         }
     }

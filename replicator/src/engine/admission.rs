@@ -2,29 +2,84 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use rehost_link::pki_verify::PeerIdentity;
 use rehost_model::VolumeId;
 use rehost_protocol::{
-    ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, Lineage, ProtocolVersion, Welcome,
+    ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome,
 };
 
 use super::{
+    digests::View,
+    journal::{Journal, Member},
+    opening,
     refusal::Refusal,
     registry::{Record, Registry},
     volume::Volume,
 };
 
-/// A disk of a session: the volume it writes, and what is durable of it.
+/// A disk of a session: the volume it writes, and what was durable of it when the session began.
 pub(super) struct Disk {
     pub(super) volume: Volume,
     pub(super) record: Record,
+    pub(super) member: Member,
+    /// As the sidecar has it: then nothing but the journal is written to.
+    consistent: AtomicBool,
 }
 
-/// The disks of a session, by their index.
-pub(super) type Disks = BTreeMap<DiskIndex, Disk>;
+impl Disk {
+    fn open(record: Record) -> Result<Self, Refusal> {
+        let volume = Volume::open(&record.assignment, record.chunks.clone())?;
+        let member = Member { volume: record.assignment.volume.clone(), lineage: record.durable.lineage };
+        let consistent = AtomicBool::new(record.durable.consistent);
+        Ok(Self { volume, record, member, consistent })
+    }
+
+    pub(super) fn is_consistent(&self) -> bool {
+        self.consistent.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_consistent(&self, consistent: bool) {
+        self.consistent.store(consistent, Ordering::Release);
+    }
+}
+
+/// The disks of a session, by their index, and the journal that their changes go to.
+pub(super) struct Disks {
+    by_index: BTreeMap<DiskIndex, Disk>,
+    journal: OnceLock<Arc<Journal>>,
+}
+
+impl Disks {
+    pub(super) fn get(&self, index: DiskIndex) -> Option<&Disk> {
+        self.by_index.get(&index)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (DiskIndex, &Disk)> {
+        self.by_index.iter().map(|(index, disk)| (*index, disk))
+    }
+
+    pub(super) fn journal(&self) -> Option<&Arc<Journal>> {
+        self.journal.get()
+    }
+
+    /// The journal of the first checkpoint; it stays that of the session.
+    pub(super) fn set_journal(&self, journal: Arc<Journal>) {
+        // Set once, by the committer.
+        let _ = self.journal.set(journal);
+    }
+
+    /// A disk as it will be at the next checkpoint.
+    pub(super) fn view<'a>(&'a self, disk: &'a Disk) -> View<'a> {
+        let journal = self.journal().filter(|_| disk.is_consistent());
+        View { volume: &disk.volume, journal: journal.map(|journal| (&**journal, &disk.member)) }
+    }
+}
 
 /// What a session may do.
 pub(super) struct Admission {
@@ -45,29 +100,49 @@ pub(super) fn authorise(registry: &Registry, peer: &PeerIdentity, hello: &Hello<
     hello.disks.iter().try_for_each(|offer| authorise_disk(volumes, peer, offer).map(|_| ()))
 }
 
-/// Opens the volumes of a session, with the same checks once more: time has passed.
+/// Opens the journal and the volumes of a session, with the same checks once more: time has passed.
 pub(super) fn admit(registry: &Registry, peer: &PeerIdentity, hello: &Hello<'_>) -> Result<Admission, Refusal> {
+    let journal = open_journal(registry, peer, hello)?;
     let mut state = registry.lock();
     let server = state.known(&peer.server)?;
     let mut records = BTreeMap::new();
     for offer in &hello.disks {
-        let record = authorise_disk(&server.volumes, peer, offer)?;
-        records.insert(offer.disk, record.clone());
+        let volume = authorise_disk(&server.volumes, peer, offer)?.assignment.volume.clone();
+        if let Some(record) = server.volumes.get_mut(&volume) {
+            // The agent counts on a lineage that it is told; and nothing may be written before it is known what was recorded.
+            if !record.recorded {
+                record.save()?;
+            }
+            records.insert(offer.disk, record.clone());
+        }
     }
     let (received, held) = (server.received.clone(), !server.hold.is_open());
     drop(state);
-    let disks = open(records)?;
+    let disks = open(records, journal)?;
     Ok(Admission { disks: Arc::new(disks), received, held })
+}
+
+fn open_journal(
+    registry: &Registry,
+    peer: &PeerIdentity,
+    hello: &Hello<'_>,
+) -> Result<Option<Arc<Journal>>, Refusal> {
+    let Some(journal) = opening::open(registry, &peer.server)? else { return Ok(None) };
+    let offered = |volume: &VolumeId| hello.disks.iter().any(|offer| offer.volume == volume.as_str());
+    if journal.changed().iter().any(|member| !offered(&member.volume)) {
+        opening::spill(registry, &peer.server, &journal)?;
+    }
+    Ok(Some(journal))
 }
 
 /// The welcome to a session.
 pub(super) fn welcome(registry: &Registry, disks: &Disks) -> Welcome {
     let keep_alive = registry.config.keep_alive.as_millis();
     let disks = disks.iter().map(|(index, disk)| DiskState {
-        disk: *index,
+        disk: index,
         synced: ByteCount(disk.record.durable.synced_bytes),
         checkpoint: disk.record.durable.checkpoint,
-        lineage: Lineage::default(),
+        lineage: disk.record.durable.lineage.into(),
     });
     Welcome {
         version: ProtocolVersion::CURRENT,
@@ -101,15 +176,15 @@ fn authorise_disk<'r>(
     Ok(record)
 }
 
-fn open(records: BTreeMap<DiskIndex, Record>) -> Result<Disks, Refusal> {
-    let mut disks = Disks::new();
+fn open(records: BTreeMap<DiskIndex, Record>, journal: Option<Arc<Journal>>) -> Result<Disks, Refusal> {
+    let mut by_index: BTreeMap<DiskIndex, Disk> = BTreeMap::new();
     for (index, record) in records {
-        if disks.values().any(|other| other.record.assignment.volume == record.assignment.volume) {
+        if by_index.values().any(|other| other.member.volume == record.assignment.volume) {
             let text = format!("{} is offered twice", record.assignment.volume);
             return Err(Refusal::new(ErrorCode::Protocol, text));
         }
-        let volume = Volume::open(&record.assignment)?;
-        disks.insert(index, Disk { volume, record });
+        by_index.insert(index, Disk::open(record)?);
     }
-    Ok(disks)
+    let journal = journal.map_or_else(OnceLock::new, OnceLock::from);
+    Ok(Disks { by_index, journal })
 }

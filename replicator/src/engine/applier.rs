@@ -12,8 +12,9 @@ use rehost_link::transport::Sender;
 use rehost_protocol::{ByteCount, ByteOffset, DiskIndex};
 
 use super::{
-    admission::Disks,
+    admission::{Disk, Disks},
     committer::{Commit, Committer, Failure},
+    journal::{Journal, Room},
     refusal::Refusal,
     session::{find, send_error},
 };
@@ -64,7 +65,12 @@ impl Applier {
 
     /// Queues an operation; waits while the queue is full.
     pub(super) fn apply(&mut self, operation: Operation) -> Result<(), Refusal> {
-        self.pending |= matches!(operation, Operation::Write { .. } | Operation::Zero { .. });
+        self.pending |= match &operation {
+            Operation::Write { .. } | Operation::Zero { .. } => true,
+            // The journal comes to the volumes.
+            Operation::Commit(commit) => commit.checkpoint.is_some(),
+            Operation::Applied(_) => false,
+        };
         let sent = self.queue.as_ref().map(|queue| queue.send(operation));
         match sent {
             Some(Ok(())) => Ok(()),
@@ -134,15 +140,57 @@ impl Worker {
     fn apply(&self, operation: Operation) -> Result<(), Refusal> {
         match operation {
             Operation::Write { disk, offset, bytes } => {
-                find(&self.disks, disk)?.volume.write(offset, &bytes)?;
+                self.write(find(&self.disks, disk)?, offset, &bytes)?;
                 // Nobody takes it any more if the session is over.
                 let _ = self.put_back.send(bytes);
             }
-            Operation::Zero { disk, offset, length } => find(&self.disks, disk)?.volume.zero(offset, length)?,
-            Operation::Commit(commit) => self.committer.commit(commit),
+            Operation::Zero { disk, offset, length } => self.zero(find(&self.disks, disk)?, offset, length)?,
+            Operation::Commit(commit) => self.commit(commit)?,
             // Nobody waits any more if the session is over.
             Operation::Applied(done) => drop(done.send(())),
         }
+        Ok(())
+    }
+
+    fn write(&self, disk: &Disk, offset: ByteOffset, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.is_journaled(disk, |journal| journal.write(&disk.member, offset.0, bytes))? {
+            return Ok(());
+        }
+        disk.volume.write(offset, bytes)
+    }
+
+    fn zero(&self, disk: &Disk, offset: ByteOffset, length: ByteCount) -> Result<(), Refusal> {
+        if self.is_journaled(disk, |journal| journal.zero(&disk.member, offset.0, length.0))? {
+            return Ok(());
+        }
+        disk.volume.zero(offset, length)
+    }
+
+    /// Whether the journal took a change; else the volume may be written to directly: it does not count as a checkpoint.
+    fn is_journaled(
+        &self,
+        disk: &Disk,
+        change: impl FnOnce(&Journal) -> Result<Room, Refusal>,
+    ) -> Result<bool, Refusal> {
+        if !disk.is_consistent() {
+            return Ok(false);
+        }
+        if let Some(journal) = self.disks.journal()
+            && change(journal)? == Room::Taken
+        {
+            return Ok(true);
+        }
+        self.committer.spill()?;
+        Ok(false)
+    }
+
+    /// A barrier is made durable meanwhile; a checkpoint is waited for: what comes after it must not become part of it.
+    fn commit(&self, commit: Commit) -> Result<(), Refusal> {
+        if commit.checkpoint.is_some() {
+            return self.committer.checkpoint(commit);
+        }
+        let journal = self.disks.journal().map(|journal| journal.barrier()).transpose()?;
+        self.committer.barrier(commit, journal.unwrap_or_default());
         Ok(())
     }
 }

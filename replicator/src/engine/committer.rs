@@ -14,26 +14,40 @@ use std::{
 
 use rehost_link::transport::Sender;
 use rehost_model::{Epoch, ServerId, VolumeId};
-use rehost_protocol::{DiskIndex, DiskProgress, ReplicatorMessage, Sequence};
+use rehost_protocol::{ByteCount, ByteOffset, DiskIndex, DiskProgress, ErrorCode, ReplicatorMessage, Sequence};
 
 use super::{
     admission::{Disk, Disks},
+    journal::{Committed, Journal, Recorded, Volumes},
+    manifest::{self, Subject},
+    opening,
+    random_name::RandomName,
     refusal::Refusal,
-    registry::Registry,
+    registry::{Record, Registry},
     session::send_error,
-    sidecar::Durable,
 };
+use crate::planted;
 
 /// A barrier or a checkpoint, as the session received it.
 pub(super) struct Commit {
     pub(super) seq: Sequence,
     pub(super) progress: Vec<DiskProgress>,
-    pub(super) checkpoint: Option<Epoch>,
+    pub(super) checkpoint: Option<Committed>,
+}
+
+/// What is to be done.
+enum Work {
+    /// Everything before it shall be durable, the journal up to `journal`.
+    Barrier { seq: Sequence, progress: Vec<DiskProgress>, journal: u64 },
+    /// The volumes shall be a checkpoint.
+    Checkpoint { seq: Sequence, checkpoint: Committed, done: mpsc::Sender<()> },
+    /// The volumes shall be written to directly.
+    Spill { done: mpsc::Sender<()> },
 }
 
 /// Handle of a session's committer.
 pub(super) struct Committer {
-    queue: Option<mpsc::Sender<Commit>>,
+    queue: Option<mpsc::Sender<Work>>,
     failure: Arc<Failure>,
     thread: Option<JoinHandle<()>>,
 }
@@ -52,26 +66,46 @@ impl Committer {
         disks: Arc<Disks>,
         sender: Sender,
     ) -> std::io::Result<Self> {
-        let (queue, commits) = mpsc::channel();
+        let (queue, works) = mpsc::channel();
         let failure = Arc::new(Failure::default());
-        let states = disks.iter().map(|(index, disk)| (*index, disk.record.durable.clone())).collect();
-        let worker = Worker { registry, server, disks, sender, states };
-        let noted = failure.clone();
-        let work = move || {
-            if let Err(refusal) = worker.run(&commits) {
-                noted.note(refusal);
-            }
-        };
-        let thread = thread::Builder::new().name("committer".into()).spawn(work)?;
+        let states = disks.iter().map(|(index, disk)| (index, disk.record.clone())).collect();
+        let worker = Worker { registry, server, disks, sender, states, failure: failure.clone() };
+        let thread = thread::Builder::new().name("committer".into()).spawn(move || worker.run(&works))?;
         Ok(Self { queue: Some(queue), failure, thread: Some(thread) })
     }
 
-    /// Queues a commit. Bounded by the window: an agent that has sent it without an acknowledgement waits.
-    pub(super) fn commit(&self, commit: Commit) {
-        if let Some(queue) = &self.queue {
-            // A committer that failed takes nothing more; the session finds the failure.
-            let _ = queue.send(commit);
+    /// Queues a barrier. Bounded by the window: an agent that has sent it without an acknowledgement waits.
+    pub(super) fn barrier(&self, commit: Commit, journal: u64) {
+        let Commit { seq, progress, .. } = commit;
+        // A committer that failed takes nothing more; the session finds the failure.
+        let _ = self.send(Work::Barrier { seq, progress, journal });
+    }
+
+    /// Waits until the volumes are a checkpoint, or it has failed.
+    pub(super) fn checkpoint(&self, commit: Commit) -> Result<(), Refusal> {
+        let (done, wait) = mpsc::channel();
+        if let Some(checkpoint) = commit.checkpoint {
+            self.send(Work::Checkpoint { seq: commit.seq, checkpoint, done })?;
         }
+        wait.recv().map_err(|_| self.ended())
+    }
+
+    /// Waits until the volumes do not count as a checkpoint any more, and the journal is empty.
+    pub(super) fn spill(&self) -> Result<(), Refusal> {
+        let (done, wait) = mpsc::channel();
+        self.send(Work::Spill { done })?;
+        wait.recv().map_err(|_| self.ended())
+    }
+
+    fn send(&self, work: Work) -> Result<(), Refusal> {
+        let sent = self.queue.as_ref().map(|queue| queue.send(work));
+        sent.and_then(Result::ok).ok_or_else(|| self.ended())
+    }
+
+    /// The worker has said why before it went.
+    fn ended(&self) -> Refusal {
+        let unknown = || Refusal::new(ErrorCode::Io, "the thread that makes changes durable has ended");
+        self.failure.refusal().unwrap_or_else(unknown)
     }
 
     /// Where it notes what ends it; whoever feeds it may note there, too.
@@ -110,112 +144,252 @@ impl Failure {
     }
 }
 
+type States = Vec<(DiskIndex, Record)>;
+
 struct Worker {
     registry: Arc<Registry>,
     server: ServerId,
     disks: Arc<Disks>,
     sender: Sender,
-    states: Vec<(DiskIndex, Durable)>,
+    states: States,
+    failure: Arc<Failure>,
 }
 
 impl Worker {
-    fn run(mut self, commits: &mpsc::Receiver<Commit>) -> Result<(), Refusal> {
-        while let Ok(first) = commits.recv() {
-            let merged = merge(first, commits);
-            if let Err(refusal) = self.commit(&merged) {
+    fn run(mut self, works: &mpsc::Receiver<Work>) {
+        let mut next = works.recv().ok();
+        while let Some(work) = next {
+            let (work, following) = merge(work, works);
+            let done = self.work(work);
+            self.registry.noted(&self.server, &self.records());
+            if let Err((refusal, waiting)) = done {
+                self.failure.note(refusal.clone());
+                // Who waits finds the reason noted.
+                drop(waiting);
                 send_error(&self.sender, &refusal);
-                return Err(refusal);
+                return;
             }
-            let mut ack = Vec::new();
-            if (ReplicatorMessage::Ack { seq: merged.seq }).encode(&mut ack).is_ok() {
-                // An agent that is gone asks again when it is back; what is queued is made durable all the same.
-                let _ = self.sender.send(&[&ack]);
+            next = following.or_else(|| works.recv().ok());
+        }
+    }
+
+    /// Does it and says so; after a failure, gives back who is waiting.
+    fn work(&mut self, work: Work) -> Result<(), (Refusal, Option<mpsc::Sender<()>>)> {
+        for (_, state) in &mut self.states {
+            state.durable.held = self.registry.held_of(&self.server, &state.assignment.volume);
+        }
+        match work {
+            Work::Barrier { seq, progress, journal } => {
+                self.barrier(&progress, journal).map_err(|refusal| (refusal, None))?;
+                self.acknowledge(seq);
+            }
+            Work::Checkpoint { seq, checkpoint, done } => {
+                if let Err(refusal) = self.checkpoint(checkpoint) {
+                    return Err((refusal, Some(done)));
+                }
+                self.acknowledge(seq);
+                // Nobody waits any more if the session is over.
+                let _ = done.send(());
+            }
+            Work::Spill { done } => {
+                if let Err(refusal) = self.spill() {
+                    return Err((refusal, Some(done)));
+                }
+                let _ = done.send(());
             }
         }
         Ok(())
     }
 
-    /// In this order, for the reason given in [`super::sidecar`]: volumes, sidecars, and then the word.
-    fn commit(&mut self, commit: &Commit) -> Result<(), Refusal> {
-        self.flush()?;
-        let mut recorded = Vec::new();
-        for (index, state) in &mut self.states {
-            let Some(disk) = self.disks.get(index) else { continue };
-            let next = advanced(state, *index, commit);
-            if next != *state {
-                let path = &disk.record.sidecar;
-                next.save(path).map_err(|error| Refusal::io("recording progress in", path, &error))?;
-                state.clone_from(&next);
+    /// In this order, for the reason given in [`super::sidecar`]: volumes and journal, sidecars, and then the word.
+    fn barrier(&mut self, progress: &[DiskProgress], position: u64) -> Result<(), Refusal> {
+        self.flush_direct()?;
+        if let Some(journal) = self.disks.journal().cloned() {
+            journal.sync(position)?;
+            if planted::is("apply-before-commit") {
+                journal.apply_early(&mut self.volumes(None))?;
             }
-            recorded.push((disk.record.assignment.volume.clone(), next));
         }
-        self.publish(&recorded, commit.checkpoint);
+        for (index, state) in &mut self.states {
+            let Some(progress) = progress.iter().find(|progress| progress.disk == *index) else { continue };
+            // The mark does not fall here: what was durable once need not be sent again.
+            if progress.high_water.0 > state.durable.synced_bytes {
+                state.durable.synced_bytes = progress.high_water.0;
+                state.save()?;
+            }
+        }
+        self.registry.went_well(&self.server);
         Ok(())
+    }
+
+    fn checkpoint(&mut self, checkpoint: Committed) -> Result<(), Refusal> {
+        if planted::is("sidecar-before-flush") {
+            self.volumes(None).record(Recorded::Checkpoint(checkpoint))?;
+        }
+        // What was written directly is durable before anything says that it is a checkpoint.
+        self.flush_direct()?;
+        let members: Vec<_> =
+            self.disks.iter().filter(|(_, disk)| disk.is_consistent()).map(|(_, disk)| disk.member.clone()).collect();
+        match self.journal()? {
+            Some(journal) => {
+                let mut volumes = self.volumes(Some(&journal));
+                journal.commit(&members, checkpoint, &mut volumes)?;
+            }
+            None => self.volumes(None).record(Recorded::Checkpoint(checkpoint))?,
+        }
+        let held = Some(checkpoint.epoch).filter(|epoch| *epoch > Epoch::default());
+        self.make_manifests(held, checkpoint);
+        self.registry.committed(&self.server, &self.records(), held);
+        self.registry.went_well(&self.server);
+        Ok(())
+    }
+
+    fn spill(&mut self) -> Result<(), Refusal> {
+        match self.disks.journal().cloned() {
+            Some(journal) => {
+                let bytes = journal.bytes();
+                tracing::info!(server = %self.server, bytes, "the journal is full: the volumes are written to directly");
+                journal.spill(&mut self.volumes(Some(&journal)))
+            }
+            None => self.volumes(None).record(Recorded::Inconsistent),
+        }
+    }
+
+    /// The journal; a new one if this is the first checkpoint, and there is a key for it.
+    fn journal(&self) -> Result<Option<Arc<Journal>>, Refusal> {
+        if let Some(journal) = self.disks.journal() {
+            return Ok(Some(journal.clone()));
+        }
+        let created = opening::create(&self.registry, &self.server)?;
+        if let Some(journal) = &created {
+            self.disks.set_journal(journal.clone());
+        }
+        Ok(created)
+    }
+
+    /// Flushes what is written to directly.
+    fn flush_direct(&mut self) -> Result<(), Refusal> {
+        for (index, state) in &mut self.states {
+            let Some(disk) = self.disks.get(*index).filter(|disk| !disk.is_consistent()) else { continue };
+            if let Err(refusal) = disk.volume.flush() {
+                distrust(state);
+                return Err(refusal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Before the hold is known, so that no write can come first.
+    fn make_manifests(&self, held: Option<Epoch>, checkpoint: Committed) {
+        let Some(epoch) = held else { return };
+        let subject = |(_, state): &(DiskIndex, Record)| Subject {
+            server: self.server.clone(),
+            assignment: state.assignment.clone(),
+            chunks: state.chunks.clone(),
+            generation: state.chunks.generation(),
+            epoch,
+            consistency: checkpoint.consistency,
+        };
+        manifest::start(self.registry.clone(), self.states.iter().map(subject).collect());
+    }
+
+    fn acknowledge(&self, seq: Sequence) {
+        let mut ack = Vec::new();
+        if (ReplicatorMessage::Ack { seq }).encode(&mut ack).is_ok() {
+            // An agent that is gone asks again when it is back; what is queued is made durable all the same.
+            let _ = self.sender.send(&[&ack]);
+        }
+    }
+
+    fn volumes(&mut self, journal: Option<&Journal>) -> Written<'_> {
+        Written { disks: &self.disks, states: &mut self.states, journal: journal.map(Journal::id) }
+    }
+
+    fn records(&self) -> Vec<Record> {
+        self.states.iter().map(|(_, state)| state.clone()).collect()
+    }
+}
+
+/// The volumes of a session, for its journal to be applied to.
+struct Written<'a> {
+    disks: &'a Disks,
+    states: &'a mut States,
+    journal: Option<RandomName>,
+}
+
+impl Written<'_> {
+    fn disk(&self, volume: &VolumeId) -> Result<&Disk, Refusal> {
+        let found = self.disks.iter().map(|(_, disk)| disk).find(|disk| disk.member.volume == *volume);
+        let text = || format!("the journal has changes of {volume}, which is not part of this session");
+        found.ok_or_else(|| Refusal::new(ErrorCode::Io, text()))
+    }
+}
+
+impl Volumes for Written<'_> {
+    fn write(&mut self, volume: &VolumeId, offset: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        self.disk(volume)?.volume.write_applied(ByteOffset(offset), bytes)
+    }
+
+    fn zero(&mut self, volume: &VolumeId, offset: u64, length: u64) -> Result<(), Refusal> {
+        self.disk(volume)?.volume.zero(ByteOffset(offset), ByteCount(length))
     }
 
     fn flush(&mut self) -> Result<(), Refusal> {
-        for (index, state) in &mut self.states {
-            let Some(disk) = self.disks.get(index) else { continue };
-            if let Err(refusal) = disk.volume.flush() {
-                distrust(disk, state);
-                let recorded = [(disk.record.assignment.volume.clone(), state.clone())];
-                self.registry.committed(&self.server, &recorded, None);
-                return Err(refusal);
+        self.disks.iter().try_for_each(|(_, disk)| disk.volume.flush())
+    }
+
+    fn record(&mut self, what: Recorded) -> Result<(), Refusal> {
+        for (index, state) in &mut *self.states {
+            let before = state.durable.clone();
+            state.durable.note(what, self.journal);
+            if state.durable != before || !state.recorded {
+                state.save()?;
+            }
+            if let Some(disk) = self.disks.get(*index) {
+                disk.set_consistent(state.durable.consistent);
             }
         }
         Ok(())
-    }
-
-    fn publish(&self, recorded: &[(VolumeId, Durable)], checkpoint: Option<Epoch>) {
-        self.registry.committed(&self.server, recorded, checkpoint);
     }
 }
 
 /// After a failed flush: which of the writes were lost is unknown, and a second flush would not say; everything is sent again.
-fn distrust(disk: &Disk, state: &mut Durable) {
-    state.synced_bytes = 0;
-    let path = &disk.record.sidecar;
-    if let Err(error) = state.save(path) {
+fn distrust(state: &mut Record) {
+    state.durable.begin_anew();
+    state.durable.synced_bytes = 0;
+    if let Err(refusal) = state.save() {
         // The running replicator knows; a restarted one compares with the disk.
-        tracing::warn!(path = %path.display(), %error, "cannot record that a volume is to be sent again");
+        tracing::warn!(reason = %refusal.message, "cannot record that a volume is to be sent again");
     }
 }
 
-/// A volume's state after a commit. The mark does not fall here: what was durable once need not be sent again.
-fn advanced(state: &Durable, index: DiskIndex, commit: &Commit) -> Durable {
-    let mut next = state.clone();
-    if let Some(progress) = commit.progress.iter().find(|progress| progress.disk == index) {
-        next.synced_bytes = next.synced_bytes.max(progress.high_water.0);
-    }
-    if let Some(epoch) = commit.checkpoint {
-        next.checkpoint = epoch;
-        next.held = Some(epoch);
-    }
-    next
-}
-
-/// Takes everything that is queued, up to a checkpoint: behind one, nothing is applied, hence nothing queued.
-fn merge(first: Commit, commits: &mpsc::Receiver<Commit>) -> Commit {
+/// Takes the barriers that are queued together; and what ends them, which is to be done next.
+fn merge(first: Work, works: &mpsc::Receiver<Work>) -> (Work, Option<Work>) {
     let mut merged = first;
-    while merged.checkpoint.is_none() {
-        let Ok(next) = commits.try_recv() else { break };
-        merged.seq = next.seq;
-        merged.checkpoint = next.checkpoint;
-        if !next.progress.is_empty() {
-            merged.progress = next.progress;
+    while let Work::Barrier { seq, progress, journal } = &mut merged {
+        match works.try_recv() {
+            Ok(Work::Barrier { seq: newer, progress: further, journal: position }) => {
+                *seq = newer;
+                *journal = position.max(*journal);
+                if !further.is_empty() {
+                    *progress = further;
+                }
+            }
+            Ok(other) => return (merged, Some(other)),
+            Err(_) => break,
         }
     }
-    merged
+    (merged, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{registry::Record, sidecar, volume::Volume};
+    use crate::engine::{sidecar::Durable, volume::Volume};
     use rehost_model::replicator::Assignment;
 
     #[test]
-    fn a_volume_that_failed_to_flush_is_sent_from_its_start() {
+    fn a_volume_that_failed_to_flush_is_sent_from_its_start_under_a_new_lineage() {
         let directory = tempfile::tempdir().unwrap();
         let assignment = Assignment {
             server: ServerId::generate(),
@@ -224,19 +398,31 @@ mod tests {
             location: directory.path().join("v.img").display().to_string(),
             initialized: false,
         };
-        let sidecar = sidecar::path_of(&assignment, None);
-        let mut state = Durable::fresh(&assignment);
-        state.synced_bytes = 1 << 20;
-        state.checkpoint = Epoch(3);
-        state.save(&sidecar).unwrap();
+        let mut record = Record::load(assignment.clone(), None);
+        record.durable.synced_bytes = 1 << 20;
+        record.durable.checkpoint = Epoch(3);
+        record.save().unwrap();
+        let before = record.durable.lineage;
         let unsyncable = Assignment { size_bytes: 0, location: "/dev/null".into(), ..assignment.clone() };
-        let volume = Volume::open(&unsyncable).unwrap();
-        let record = Record { assignment: assignment.clone(), sidecar: sidecar.clone(), durable: state.clone() };
-        let disk = Disk { volume, record };
-        disk.volume.flush().unwrap_err();
-        distrust(&disk, &mut state);
-        assert_eq!(state.synced_bytes, 0);
-        let found = Durable::load(&sidecar, &assignment);
+        let volume = Volume::open(&unsyncable, record.chunks.clone()).unwrap();
+        volume.flush().unwrap_err();
+        distrust(&mut record);
+        let found = Durable::load(&record.sidecar, &assignment).unwrap();
         assert_eq!((found.synced_bytes, found.checkpoint), (0, Epoch(3)));
+        assert_ne!(found.lineage, before);
+    }
+
+    #[test]
+    fn barriers_are_taken_together_up_to_something_else() {
+        let (queue, works) = mpsc::channel();
+        let barrier = |seq, journal| Work::Barrier { seq: Sequence(seq), progress: Vec::new(), journal };
+        for seq in 2..4 {
+            queue.send(barrier(seq, seq * 100)).unwrap();
+        }
+        queue.send(Work::Spill { done: mpsc::channel().0 }).unwrap();
+        queue.send(barrier(9, 900)).unwrap();
+        let (merged, next) = merge(barrier(1, 100), &works);
+        assert!(matches!(merged, Work::Barrier { seq: Sequence(3), journal: 300, .. }));
+        assert!(matches!(next, Some(Work::Spill { .. })));
     }
 }

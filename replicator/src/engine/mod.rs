@@ -3,13 +3,14 @@
 //! ```text
 //!   socket ── session thread ── digests ── volume (page cache)
 //!                   │ blocks, barriers        │
-//!             applier thread ── writes ───────┤
-//!                   │ barriers                │
-//!            committer thread ── fdatasync ───┘── sidecar ── Ack
+//!             applier thread ── writes ───────┤  or journal
+//!                   │ barriers                │      │ checkpoint
+//!            committer thread ── fdatasync ───┘──────┘── sidecar ── Ack
 //! ```
 //! A session has three threads that matter: one receives and decrypts, one applies, one makes durable and acknowledges, so
-//! that none waits for another, except for room in a short queue. What a volume durably holds is recorded in a small *sidecar* file; it is all that a
-//! restarted replicator needs. After a checkpoint a server's volumes are *held* still until the control plane has taken
+//! that none waits for another, except for room in a short queue. What a volume durably holds is recorded in a small
+//! *sidecar* file. Once a volume is a checkpoint, changes go to its server's [*journal*](journal) until the next one is whole;
+//! without a data key, the sidecar says that the volume is no checkpoint, and it is written to directly. After a checkpoint a server's volumes are *held* still until the control plane has taken
 //! its snapshot and releases them, or the hold times out.
 
 mod accept;
@@ -18,6 +19,10 @@ mod applier;
 mod committer;
 mod digests;
 mod hold;
+mod journal;
+mod manifest;
+mod opening;
+mod random_name;
 mod refusal;
 mod registry;
 mod session;
@@ -34,9 +39,14 @@ use std::{
 };
 
 use rehost_link::transport::{ServerTls, Timeouts};
-use rehost_model::{Epoch, ServerId, link::ServerReport, replicator::Assignment};
+use rehost_model::{
+    Epoch, ServerId, VolumeId,
+    link::{DataKey, ServerReport, VolumeManifest},
+    replicator::Assignment,
+};
 use rehost_protocol::ByteCount;
 use thiserror::Error;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use self::registry::Registry;
 
@@ -55,12 +65,14 @@ pub struct EngineConfig {
     pub keep_alive: Duration,
     /// Bytes of disks that an agent may have sent without an acknowledgement.
     pub window: ByteCount,
+    /// Most bytes of changes of a server that wait in its journal for their checkpoint.
+    pub journal_bytes: u64,
     /// Limits on the connections.
     pub timeouts: Timeouts,
 }
 
 impl EngineConfig {
-    /// The usual values: holds of 120 s, a window of 32 MiB, and a peer that is silent for 15 s is gone.
+    /// The usual values: holds of 120 s, a window of 32 MiB, a journal of 1 GiB, and a peer that is silent for 15 s is gone.
     #[must_use]
     pub fn new(listen: SocketAddr, tls: ServerTls) -> Self {
         let timeouts = Timeouts::default();
@@ -71,6 +83,7 @@ impl EngineConfig {
             hold_timeout: Duration::from_secs(120),
             keep_alive: Duration::from_secs(5),
             window: ByteCount(32 << 20),
+            journal_bytes: 1 << 30,
             // An agent always reads: one that does not is gone.
             timeouts: Timeouts { write: Some(timeouts.idle), ..timeouts },
         }
@@ -101,6 +114,11 @@ pub enum EngineError {
 
 /// Most volumes of one replicator, over all servers.
 pub const MAX_VOLUMES: usize = rehost_model::settings::MAX_DISKS_PER_REPLICATION_SERVER;
+
+/// The ending of a volume's sidecar, after its id.
+pub(crate) const SIDECAR: &str = sidecar::ENDING;
+/// The ending of a server's journal, after its id.
+pub(crate) const JOURNAL: &str = registry::JOURNAL;
 
 /// A running engine; it stops when it is dropped.
 pub struct Engine {
@@ -140,6 +158,28 @@ impl Engine {
     /// Too many volumes, or one twice; then everything stays as it was.
     pub fn set_assignments(&self, assignments: Vec<Assignment>) -> Result<(), EngineError> {
         self.registry.assign(assignments)
+    }
+
+    /// Takes the keys under which journals are sealed. Volumes that use a journal are not served before their server's key has
+    /// come; without one, a new server's volumes use none. A journal that is not empty stays under its key until it is.
+    pub fn set_data_keys(&self, keys: BTreeMap<ServerId, DataKey>) {
+        let taken = keys.into_iter().map(|(server, mut key)| {
+            let own = Zeroizing::new(key.0);
+            key.0.zeroize();
+            (server, own)
+        });
+        self.registry.take_keys(taken.collect());
+    }
+
+    /// A manifest that is to be brought to the control plane; the same one until it is [dropped](Self::drop_manifest).
+    #[must_use]
+    pub fn manifest(&self) -> Option<VolumeManifest> {
+        self.registry.any_manifest().map(|manifest| manifest.to_message())
+    }
+
+    /// The manifest of this volume and epoch needs no further attention.
+    pub fn drop_manifest(&self, volume: &VolumeId, epoch: Epoch) {
+        self.registry.drop_manifest(volume, epoch);
     }
 
     /// Takes a renewed certificate for connections from now on.

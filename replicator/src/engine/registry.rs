@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,6 @@ use rehost_link::transport::{Sender, ServerTls};
 use rehost_model::{
     Epoch, ServerId, VolumeId,
     link::{ReportedError, ServerReport, VolumeReport},
-    replication::Consistency,
     replicator::Assignment,
 };
 use rehost_protocol::ErrorCode;
@@ -23,12 +23,17 @@ use rehost_protocol::ErrorCode;
 use super::{
     EngineConfig, EngineError, MAX_VOLUMES,
     hold::Hold,
+    journal::{Budget, DataKey, MAX_EXTENTS, Place},
+    manifest::{Chunks, Manifest},
+    opening::{self, JournalSlot, Situation},
     refusal::Refusal,
     sidecar::{self, Durable},
 };
 
 /// How often a waiting thread looks up even if nobody wakes it.
 const LOOK_UP: Duration = Duration::from_secs(1);
+/// The ending of a journal's name.
+pub(super) const JOURNAL: &str = ".journal";
 /// How long an older session may take to end, or all of them at the engine's end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -36,6 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Registry {
     pub(super) config: EngineConfig,
     tls: Mutex<ServerTls>,
+    budget: Budget,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -45,6 +51,11 @@ pub(super) struct State {
     pub(super) servers: BTreeMap<ServerId, Server>,
     pub(super) stopping: bool,
     sessions: u64,
+    /// Threads that open journals.
+    openers: usize,
+    keys: BTreeMap<ServerId, DataKey>,
+    /// Those that nobody has taken, the newest of each volume.
+    manifests: BTreeMap<VolumeId, Manifest>,
 }
 
 /// A server that has volumes here.
@@ -54,6 +65,7 @@ pub(super) struct Server {
     pub(super) hold: Hold,
     error: Option<ReportedError>,
     pub(super) received: Arc<AtomicU64>,
+    journal: Arc<JournalSlot>,
 }
 
 /// A volume and what is durable of it.
@@ -62,6 +74,27 @@ pub(super) struct Record {
     pub(super) assignment: Assignment,
     pub(super) sidecar: PathBuf,
     pub(super) durable: Durable,
+    /// The sidecar says what `durable` says.
+    pub(super) recorded: bool,
+    pub(super) chunks: Arc<Chunks>,
+}
+
+impl Record {
+    pub(super) fn load(assignment: Assignment, state_dir: Option<&Path>) -> Self {
+        let sidecar = sidecar::path_of(&assignment, state_dir);
+        let found = Durable::load(&sidecar, &assignment);
+        let recorded = found.is_some();
+        let durable = found.unwrap_or_else(|| Durable::fresh(&assignment));
+        let chunks = Arc::new(Chunks::new(assignment.size_bytes));
+        Self { assignment, sidecar, durable, recorded, chunks }
+    }
+
+    /// Makes the sidecar say what `durable` says.
+    pub(super) fn save(&mut self) -> Result<(), Refusal> {
+        let saved = self.durable.save(&self.sidecar);
+        self.recorded = saved.is_ok();
+        saved.map_err(|error| Refusal::io("recording progress in", &self.sidecar, &error))
+    }
 }
 
 /// A session that stands.
@@ -85,7 +118,9 @@ pub(super) struct SessionNumber(u64);
 
 impl Registry {
     pub(super) fn new(config: EngineConfig) -> Arc<Self> {
-        Arc::new(Self { tls: Mutex::new(config.tls.clone()), config, state: Mutex::default(), changed: Condvar::new() })
+        let tls = Mutex::new(config.tls.clone());
+        let budget = Budget::new(MAX_EXTENTS);
+        Arc::new(Self { tls, config, budget, state: Mutex::default(), changed: Condvar::new() })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,7 +135,7 @@ impl Registry {
         *self.tls.lock().unwrap_or_else(PoisonError::into_inner) = tls;
     }
 
-    pub(super) fn assign(&self, assignments: Vec<Assignment>) -> Result<(), EngineError> {
+    pub(super) fn assign(self: &Arc<Self>, assignments: Vec<Assignment>) -> Result<(), EngineError> {
         check(&assignments)?;
         let mut state = self.lock();
         state.withdraw(&assignments);
@@ -108,25 +143,114 @@ impl Registry {
             self.add(&mut state, assignment);
         }
         self.changed.notify_all();
+        drop(state);
+        self.open_journals();
         Ok(())
     }
 
     fn add(&self, state: &mut State, assignment: Assignment) {
         let server = state.servers.entry(assignment.server.clone()).or_insert_with(Server::new);
-        if server.volumes.contains_key(&assignment.volume) {
+        if let Some(known) = server.volumes.get_mut(&assignment.volume) {
+            known.assignment = assignment;
             return;
         }
-        let sidecar = sidecar::path_of(&assignment, self.config.state_dir.as_deref());
-        let durable = Durable::load(&sidecar, &assignment);
-        // The hold did not outlive the replicator that held it.
-        if let Some(held) = durable.held
-            && server.hold.held() != Some(held)
-            && held > server.hold.expired()
-        {
-            server.hold = Hold::new(held);
+        let record = Record::load(assignment, self.config.state_dir.as_deref());
+        server.expire(record.durable.held);
+        server.volumes.insert(record.assignment.volume.clone(), record);
+    }
+
+    /// Takes the keys of the journals; those that are not named stay.
+    pub(super) fn take_keys(self: &Arc<Self>, keys: BTreeMap<ServerId, DataKey>) {
+        let mut state = self.lock();
+        for (server, key) in keys {
+            if let Some(journal) = state.servers.get(&server).and_then(|known| known.journal.usable()) {
+                journal.rekey(&key);
+            }
+            state.keys.insert(server, key);
         }
-        let volume = assignment.volume.clone();
-        server.volumes.insert(volume, Record { assignment, sidecar, durable });
+        drop(state);
+        self.open_journals();
+    }
+
+    /// Opens journals without waiting for their agents: a checkpoint may be waiting in one.
+    fn open_journals(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let State { servers, keys, openers, stopping, .. } = &mut *state;
+        for (id, server) in servers.iter().filter(|_| !*stopping) {
+            if server.session.is_none() && server.waits_for_journal() && keys.contains_key(id) && server.journal.is_due() {
+                let (registry, id) = (self.clone(), id.clone());
+                let open = move || registry.open_alone(&id);
+                // Else the next poll, or the next session, tries.
+                *openers += usize::from(thread::Builder::new().name("journal".into()).spawn(open).is_ok());
+            }
+        }
+    }
+
+    fn open_alone(&self, server: &ServerId) {
+        if let Err(refusal) = opening::open(self, server) {
+            tracing::error!(%server, reason = %refusal.message, "the journal cannot be opened");
+            self.note(server, refusal.reported());
+        }
+        self.lock().openers -= 1;
+        self.changed.notify_all();
+    }
+
+    /// What is needed to open a server's journal.
+    pub(super) fn situation(&self, server: &ServerId) -> Result<Situation, Refusal> {
+        let mut state = self.lock();
+        let key = state.keys.get(server).cloned();
+        let known = state.known(server)?;
+        let slot = known.journal.clone();
+        let records = known.volumes.clone();
+        let path = self.journal_path(server, known);
+        let (limit, budget) = (self.config.journal_bytes, self.budget.clone());
+        Ok(Situation { slot, place: Place { path, server: server.clone(), limit, budget }, key, records })
+    }
+
+    fn journal_path(&self, server: &ServerId, known: &Server) -> PathBuf {
+        let beside_first = || known.volumes.values().next().and_then(|record| record.sidecar.parent());
+        let directory = self.config.state_dir.as_deref().or_else(beside_first).unwrap_or(Path::new("."));
+        directory.join(format!("{server}{JOURNAL}"))
+    }
+
+    /// Records that opening a journal has changed, and with them perhaps a hold that was lost.
+    pub(super) fn reopened(&self, server: &ServerId, records: &[Record]) {
+        let mut state = self.lock();
+        let Some(known) = state.servers.get_mut(server) else { return };
+        for record in records {
+            known.expire(record.durable.held);
+            if let Some(own) = known.volumes.get_mut(&record.assignment.volume) {
+                own.durable.clone_from(&record.durable);
+                own.recorded = record.recorded;
+            }
+        }
+    }
+
+    pub(super) fn keep_manifest(&self, manifest: Manifest) {
+        self.lock().manifests.insert(manifest.volume.clone(), manifest);
+    }
+
+    /// Any manifest that waits; it stays until it is [dropped](Self::drop_manifest).
+    pub(super) fn any_manifest(&self) -> Option<Manifest> {
+        self.lock().manifests.values().next().cloned()
+    }
+
+    /// It is where it belongs, or nobody wants it.
+    pub(super) fn drop_manifest(&self, volume: &VolumeId, epoch: Epoch) {
+        let mut state = self.lock();
+        if state.manifests.get(volume).is_some_and(|kept| kept.epoch == epoch) {
+            state.manifests.remove(volume);
+        }
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// The hold that each volume's sidecar is to name: a release may have come.
+    pub(super) fn held_of(&self, server: &ServerId, volume: &VolumeId) -> Option<Epoch> {
+        let state = self.lock();
+        state.servers.get(server)?.volumes.get(volume)?.durable.held
     }
 
     pub(super) fn release(&self, server: &ServerId, epoch: Epoch) -> bool {
@@ -140,8 +264,8 @@ impl Registry {
         for record in server.volumes.values_mut() {
             record.durable.held = None;
             // Unrecorded, the release would be forgotten by a restart, and the hold counted as expired: harmless.
-            if let Err(error) = record.durable.save(&record.sidecar) {
-                tracing::warn!(path = %record.sidecar.display(), %error, "cannot record a release");
+            if let Err(refusal) = record.save() {
+                tracing::warn!(reason = %refusal.message, "cannot record a release");
             }
         }
         self.changed.notify_all();
@@ -225,22 +349,37 @@ impl Registry {
     }
 
     /// What became durable: the new states of a server's volumes, and perhaps a checkpoint.
-    pub(super) fn committed(&self, server: &ServerId, states: &[(VolumeId, Durable)], checkpoint: Option<Epoch>) {
+    pub(super) fn committed(&self, server: &ServerId, states: &[Record], checkpoint: Option<Epoch>) {
         let until = Instant::now() + self.config.hold_timeout;
         let mut state = self.lock();
         let Some(known) = state.servers.get_mut(server) else {
             return;
         };
-        for (volume, durable) in states {
-            if let Some(record) = known.volumes.get_mut(volume) {
-                record.durable = durable.clone();
+        for state in states {
+            if let Some(record) = known.volumes.get_mut(&state.assignment.volume) {
+                // A release may have come since.
+                let held = if checkpoint.is_some() { state.durable.held } else { record.durable.held };
+                record.durable.clone_from(&state.durable);
+                record.durable.held = held;
+                record.recorded = state.recorded;
             }
         }
         if let Some(epoch) = checkpoint {
             known.hold.hold(epoch, until);
         }
-        known.error = None;
         self.changed.notify_all();
+    }
+
+    /// A session made something durable: what was wrong before is not any more.
+    pub(super) fn went_well(&self, server: &ServerId) {
+        if let Some(known) = self.lock().servers.get_mut(server) {
+            known.error = None;
+        }
+    }
+
+    /// Takes over what is durable of the volumes.
+    pub(super) fn noted(&self, server: &ServerId, states: &[Record]) {
+        self.committed(server, states, None);
     }
 
     pub(super) fn stop(&self) {
@@ -253,7 +392,7 @@ impl Registry {
     pub(super) fn wait_for_sessions(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut state = self.lock();
-        while state.servers.values().any(|server| server.session.is_some()) && Instant::now() < deadline {
+        while state.is_busy() && Instant::now() < deadline {
             state = self.wait(state, LOOK_UP);
         }
     }
@@ -276,11 +415,15 @@ impl State {
         })
     }
 
+    fn is_busy(&self) -> bool {
+        self.openers > 0 || self.servers.values().any(|server| server.session.is_some())
+    }
+
     /// Drops what is not in `assignments` any more, or is there in another form.
     fn withdraw(&mut self, assignments: &[Assignment]) {
         for server in self.servers.values_mut() {
             let before = server.volumes.len();
-            server.volumes.retain(|_, record| assignments.contains(&record.assignment));
+            server.volumes.retain(|_, record| assignments.iter().any(|other| same_volume(other, &record.assignment)));
             if server.volumes.len() < before
                 && let Some(active) = &mut server.session
             {
@@ -299,7 +442,29 @@ impl Server {
             hold: Hold::new(Epoch::default()),
             error: None,
             received: Arc::default(),
+            journal: Arc::default(),
         }
+    }
+
+    /// The hold of a sidecar did not outlive the replicator, or the session, that held it.
+    fn expire(&mut self, held: Option<Epoch>) {
+        if let Some(held) = held
+            && self.hold.held() != Some(held)
+            && held > self.hold.expired()
+        {
+            self.hold = Hold::new(held);
+        }
+    }
+
+    /// Whether the volumes are not what their sidecars say before the journal is opened.
+    fn waits_for_journal(&self) -> bool {
+        let used = self.volumes.values().any(|record| record.durable.journal.is_some());
+        used && self.journal.usable().is_none()
+    }
+
+    fn is_consistent(&self) -> bool {
+        let mut records = self.volumes.values();
+        !self.volumes.is_empty() && records.all(|record| record.durable.consistent) && !self.waits_for_journal()
     }
 
     fn report(&mut self, id: &ServerId, now: Instant) -> ServerReport {
@@ -317,13 +482,19 @@ impl Server {
             checkpoint,
             held: self.hold.held(),
             expired: self.hold.expired(),
-            consistency: Consistency::Quiescent,
-            consistent: checkpoint > Epoch::default(),
-            journal_bytes: 0,
+            consistency: self.volumes.values().map(|record| record.durable.consistency).min().unwrap_or_default(),
+            consistent: self.is_consistent(),
+            journal_bytes: self.journal.journal().map_or(0, |journal| journal.bytes()),
             volumes: volumes.collect(),
             error: self.error.clone(),
         }
     }
+}
+
+/// Whether an assignment is of the same volume, in the same place and size.
+fn same_volume(one: &Assignment, other: &Assignment) -> bool {
+    let form = |a: &Assignment| (a.server.clone(), a.volume.clone(), a.size_bytes, a.location.clone());
+    form(one) == form(other)
 }
 
 /// A server without volumes is forgotten once its last session has ended.

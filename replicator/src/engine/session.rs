@@ -25,6 +25,7 @@ use super::{
     applier::{Applier, Operation},
     committer::{Commit, Committer},
     digests::Digester,
+    journal::Committed,
     refusal::{Ended, Refusal},
     registry::{Registry, SessionNumber},
 };
@@ -169,9 +170,11 @@ impl Session {
             AgentMessage::Data(block) => self.write(&block)?,
             AgentMessage::Zero { disk, offset, length } => self.zero(disk, offset, length)?,
             AgentMessage::Barrier { seq, progress } => self.barrier(seq, progress)?,
-            AgentMessage::Checkpoint { seq, epoch, .. } => self.checkpoint(seq, epoch)?,
-            AgentMessage::DigestRequest { id, disk, offset, length, .. } => {
-                self.digest(id, disk, offset, length)?;
+            AgentMessage::Checkpoint { seq, epoch, consistency } => {
+                self.checkpoint(seq, Committed { epoch, consistency })?;
+            }
+            AgentMessage::DigestRequest { id, disk, offset, length, chunk } => {
+                self.digest(id, disk, (offset, length), chunk)?;
             }
             AgentMessage::KeepAlive => {}
             AgentMessage::Bye => return Ok(false),
@@ -208,23 +211,30 @@ impl Session {
         self.applier.apply(Operation::Commit(Commit { seq, progress, checkpoint: None }))
     }
 
-    fn checkpoint(&mut self, seq: Sequence, epoch: Epoch) -> Result<(), Refusal> {
+    fn checkpoint(&mut self, seq: Sequence, checkpoint: Committed) -> Result<(), Refusal> {
         self.wait_until_open()?;
-        self.held = true;
-        self.entered.registry.close(&self.entered.server, epoch);
-        let checkpoint = Some(epoch);
+        if checkpoint.epoch > Epoch::default() {
+            self.held = true;
+            self.entered.registry.close(&self.entered.server, checkpoint.epoch);
+        }
+        let checkpoint = Some(checkpoint);
         self.applier.apply(Operation::Commit(Commit { seq, progress: Vec::new(), checkpoint }))
     }
 
     /// Reading disturbs no hold.
-    fn digest(&mut self, id: DigestId, disk: DiskIndex, offset: ByteOffset, length: ByteCount) -> Result<(), Ended> {
+    fn digest(
+        &mut self,
+        id: DigestId,
+        disk: DiskIndex,
+        (offset, length): (ByteOffset, ByteCount),
+        chunk: DigestChunk,
+    ) -> Result<(), Ended> {
         self.applier.wait_until_applied()?;
         let disk = find(&self.disks, disk)?;
-        let (runs, covered) = self.digester.digest(&disk.volume, offset, length)?;
-        let runs = runs.runs(covered, DigestChunk::Coarse)?;
+        let (runs, covered) = self.digester.digest(&self.disks.view(disk), offset, length, chunk)?;
+        let runs = runs.runs(covered, chunk)?;
         self.reply.clear();
-        ReplicatorMessage::Digests(DigestReply { id, covered, chunk: DigestChunk::Coarse, runs })
-            .encode(&mut self.reply)?;
+        ReplicatorMessage::Digests(DigestReply { id, covered, chunk, runs }).encode(&mut self.reply)?;
         self.sender.send(&[&self.reply])?;
         Ok(())
     }
@@ -300,7 +310,7 @@ impl Unpacker {
 }
 
 pub(super) fn find(disks: &Disks, index: DiskIndex) -> Result<&Disk, Refusal> {
-    disks.get(&index).ok_or_else(|| {
+    disks.get(index).ok_or_else(|| {
         let text = format!("disk {index} was not offered in this session");
         Refusal::new(ErrorCode::NotAuthorised, text)
     })

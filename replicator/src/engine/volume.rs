@@ -5,7 +5,10 @@ use std::{
     io::{self, Seek, SeekFrom},
     os::unix::fs::{FileExt, FileTypeExt},
     path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rehost_model::replicator::Assignment;
@@ -15,7 +18,8 @@ use rustix::{
     io::Errno,
 };
 
-use super::refusal::Refusal;
+use super::{manifest::Chunks, refusal::Refusal};
+use crate::planted;
 
 /// How much is read or written at a time.
 const STEP: usize = 1 << 20;
@@ -34,11 +38,13 @@ pub(super) struct Volume {
     /// Perhaps written since the last flush. So is a volume that was just opened: a replicator that was killed may have left
     /// writes in the page cache, where digests find them and a power cut does not.
     dirty: AtomicBool,
+    /// What is known of the contents, which a change makes unknown.
+    chunks: Arc<Chunks>,
 }
 
 impl Volume {
     /// Opens what an assignment points at, which must be there and large enough.
-    pub(super) fn open(assignment: &Assignment) -> Result<Self, Refusal> {
+    pub(super) fn open(assignment: &Assignment, chunks: Arc<Chunks>) -> Result<Self, Refusal> {
         let path = PathBuf::from(&assignment.location);
         let failed = |error: io::Error| Refusal::io("opening the staging volume", &path, &error);
         let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
@@ -51,7 +57,7 @@ impl Volume {
             ));
         }
         let size = assignment.size_bytes;
-        Ok(Self { path, file, is_device, size, dirty: AtomicBool::new(true) })
+        Ok(Self { path, file, is_device, size, dirty: AtomicBool::new(true), chunks })
     }
 
     /// The range as plain numbers, if it lies within the volume.
@@ -63,21 +69,29 @@ impl Volume {
         })
     }
 
-    /// Writes within the page cache.
+    /// Writes within the page cache, as long as there is room to spare.
     pub(super) fn write(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), Refusal> {
-        let (offset, _) = self.range(offset, ByteCount(bytes.len() as u64))?;
         self.check_room()?;
-        self.changed("writing", self.file.write_all_at(bytes, offset))
+        self.write_applied(offset, bytes)
+    }
+
+    /// Writes within the page cache, into the last room there is: what is written frees room elsewhere.
+    pub(super) fn write_applied(&self, offset: ByteOffset, bytes: &[u8]) -> Result<(), Refusal> {
+        let length = bytes.len() as u64;
+        let (offset, _) = self.range(offset, ByteCount(length))?;
+        self.change("writing", offset, length, || {
+            planted::io("volume")?;
+            self.file.write_all_at(bytes, offset)
+        })
     }
 
     /// Makes a range zero; what is zero already is not touched, so that a sparse file stays sparse.
     pub(super) fn zero(&self, offset: ByteOffset, length: ByteCount) -> Result<(), Refusal> {
         let (offset, length) = self.range(offset, length)?;
-        let result = match self.is_device {
+        self.change("zeroing", offset, length, || match self.is_device {
             true => self.zero_device(offset, length),
             false => self.zero_file(offset, length),
-        };
-        self.changed("zeroing", result)
+        })
     }
 
     /// Flushes what was written since the last time. After a failure nobody knows what the disk has of it.
@@ -85,7 +99,7 @@ impl Volume {
         if !self.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        self.file.sync_data().map_err(|error| {
+        planted::io("volume").and_then(|()| self.file.sync_data()).map_err(|error| {
             self.dirty.store(true, Ordering::Release);
             self.forget_cache();
             Refusal::io("flushing", &self.path, &error)
@@ -106,6 +120,10 @@ impl Volume {
         read.map_err(|error| Refusal::io("reading", &self.path, &error))
     }
 
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Where the first byte at or after `offset` is that may not be zero; `end` if there is none before it.
     pub(super) fn next_data(&self, offset: u64, end: u64) -> u64 {
         if self.is_device {
@@ -124,19 +142,23 @@ impl Volume {
         if self.is_device {
             return Ok(());
         }
-        let room =
-            fstatvfs(&self.file).map_err(|error| Refusal::io("asking for the room of", &self.path, &error.into()))?;
-        let (total, free) = (room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize);
-        if free >= reserve(total) {
-            return Ok(());
-        }
-        let left = format!("{} MiB are left, and those are kept for the records beside it", free >> 20);
-        Err(Refusal::no_space(&self.path, &left))
+        let room = room_beside(&self.file);
+        room.map_err(|error| Refusal::io("asking for the room of", &self.path, &error))
     }
 
-    /// Marked after the write, whatever came of it: a mark before it could be taken by a flush that ends too early.
-    fn changed(&self, doing: &str, result: io::Result<()>) -> Result<(), Refusal> {
+    /// Marked after the change, whatever came of it: a mark before it could be taken by a flush that ends too early. What was
+    /// known of the contents is forgotten before, and once more after: it may have been learnt while they changed.
+    fn change(
+        &self,
+        doing: &str,
+        offset: u64,
+        length: u64,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), Refusal> {
+        self.chunks.forget(offset, length);
+        let result = change();
         self.dirty.store(true, Ordering::Release);
+        self.chunks.forget(offset, length);
         result.map_err(|error| Refusal::io(doing, &self.path, &error))
     }
 
@@ -182,6 +204,17 @@ impl Volume {
     }
 }
 
+/// Refuses what would take the last room of a file's file system.
+pub(super) fn room_beside(file: &File) -> io::Result<()> {
+    let room = fstatvfs(file)?;
+    let (total, free) = (room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize);
+    if free >= reserve(total) {
+        return Ok(());
+    }
+    let left = format!("{} MiB are left, and those are kept for the records beside it", free >> 20);
+    Err(io::Error::new(io::ErrorKind::StorageFull, left))
+}
+
 /// What stays free of a file system of `total` bytes.
 fn reserve(total: u64) -> u64 {
     RESERVE_BYTES.min(total / RESERVE_PART)
@@ -201,6 +234,10 @@ mod tests {
     use rehost_model::{ServerId, VolumeId};
     use std::os::unix::fs::MetadataExt;
 
+    fn chunks() -> Arc<Chunks> {
+        Arc::new(Chunks::new(1 << 20))
+    }
+
     fn volume(size: u64) -> (tempfile::TempDir, Volume, Assignment) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("v.img");
@@ -212,7 +249,7 @@ mod tests {
             location: path.display().to_string(),
             initialized: false,
         };
-        let volume = Volume::open(&assignment).unwrap();
+        let volume = Volume::open(&assignment, chunks()).unwrap();
         (directory, volume, assignment)
     }
 
@@ -250,7 +287,7 @@ mod tests {
         assert!(!volume.dirty.load(Ordering::Acquire));
         // A file that cannot be synced tells whether it was asked to.
         let unsyncable = Assignment { size_bytes: 0, location: "/dev/null".into(), ..assignment };
-        let volume = Volume::open(&unsyncable).unwrap();
+        let volume = Volume::open(&unsyncable, chunks()).unwrap();
         for _ in 0..2 {
             assert_eq!(volume.flush().unwrap_err().code, ErrorCode::Io);
         }
@@ -268,10 +305,10 @@ mod tests {
     fn a_missing_or_short_file_is_refused() {
         let (directory, _volume, assignment) = volume(1 << 20);
         let larger = Assignment { size_bytes: 2 << 20, ..assignment.clone() };
-        assert_eq!(Volume::open(&larger).err().unwrap().code, ErrorCode::SizeMismatch);
+        assert_eq!(Volume::open(&larger, chunks()).err().unwrap().code, ErrorCode::SizeMismatch);
         let location = directory.path().join("none").display().to_string();
         let missing = Assignment { location, ..assignment };
-        assert_eq!(Volume::open(&missing).err().unwrap().code, ErrorCode::Io);
+        assert_eq!(Volume::open(&missing, chunks()).err().unwrap().code, ErrorCode::Io);
     }
 
     #[test]

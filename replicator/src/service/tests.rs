@@ -68,6 +68,7 @@ impl Control {
             listen: ([127, 0, 0, 1], 0).into(),
             state_dir: state_dir.to_owned(),
             hold_timeout: Duration::from_secs(120),
+            journal_bytes: None,
         }
     }
 
