@@ -2,30 +2,30 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use rehost_agent::tracker;
 use rehost_model::link::ServerReport;
 use rehost_model::replication::Consistency;
-use rehost_model::{Epoch, ServerId, VolumeId};
+use rehost_model::{Epoch, ServerId};
 use rehost_tests::random::Random;
 use rehost_tests::{Tmpfs, Workspace};
 
+use crate::child::Role;
 use crate::failure::{Failure, Kind, Outcome};
-use crate::history::{BLOCK, History};
+use crate::history::BLOCK;
 use crate::interrupt::wait;
 use crate::leftovers;
 use crate::network::{Network, Way};
 use crate::role::{agent, replicator};
-use crate::child::Role;
+use crate::source::{Source, Work};
 use crate::spec::{Authority, DiskSpec, Spec};
-use crate::storage::{Home, Loop};
-use crate::writer::{Pace, Writer};
+use crate::storage::Home;
+use crate::writer::Pace;
 
 /// Far more than anything takes: only what hangs meets it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
-const DISKS: usize = 2;
-const DISK_BLOCKS: usize = (12 << 20) / BLOCK;
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 const HOME_BYTES: u64 = 96 << 20;
 /// Everything of a run is in memory, so that flushing costs nothing.
 const MEMORY_MIB: u32 = 1024;
@@ -33,18 +33,41 @@ const MEMORY_MIB: u32 = 1024;
 /// What distinguishes the beds of the rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    pub(crate) pace: Pace,
+    pub(crate) work: Work,
     /// A continuous checkpoint this often.
     pub(crate) interval: Duration,
-    /// The source is block devices and is tracked; else image files, which are compared by digests.
-    pub(crate) tracked: bool,
     pub(crate) journal_bytes: u64,
+    /// A freeze may last this long.
+    pub(crate) freeze: Duration,
+    /// A peer that is silent for this long is gone.
+    pub(crate) silence: Duration,
 }
 
-impl Default for Plan {
-    fn default() -> Self {
+impl Plan {
+    /// Records on tracked disks.
+    pub(crate) fn records() -> Self {
         let pace = Pace { burst: 24, pause: Duration::from_millis(60) };
-        Self { pace, interval: Duration::from_millis(120), tracked: true, journal_bytes: 32 << 20 }
+        Self {
+            work: Work::Records(pace),
+            interval: Duration::from_millis(200),
+            journal_bytes: 32 << 20,
+            freeze: Duration::ZERO,
+            silence: Duration::from_millis(600),
+        }
+    }
+
+    /// Files on a filesystem, which is frozen for its checkpoints.
+    pub(crate) fn files() -> Self {
+        Self { work: Work::Files, freeze: Duration::from_millis(1500), silence: Duration::from_secs(3), ..Self::records() }
+    }
+
+    /// One of the above, and now and then disks that cannot be tracked.
+    pub(crate) fn any(seed: u64) -> Self {
+        match Random::new(seed ^ 0xB3D).below(6) {
+            0 => Self { silence: Self::records().silence, ..Self::files() },
+            1 => Self { work: Work::Images(Pace { burst: 24, pause: Duration::from_millis(60) }), ..Self::records() },
+            _ => Self::records(),
+        }
     }
 }
 
@@ -61,36 +84,38 @@ pub(crate) struct Setting<'a> {
 pub(crate) struct Figures {
     /// Faults that were injected.
     pub(crate) faults: u64,
-    /// Volumes that were found to be exactly one state of the source, not counting the last comparison.
+    /// Times that the volumes were found to be exactly one state of the source, not counting the last comparison.
     pub(crate) verified: u64,
-    /// Checkpoints of which nothing is promised, since the source was being written and cannot be frozen.
+    /// Times that nothing was promised of them: the source was being written and cannot be frozen, or the journal was too small.
     pub(crate) unpromised: u64,
-    /// Bytes that went to the replicator after the first checkpoint, and how many may have.
+    /// Bytes that went to the replicator after the first checkpoint, how many may have, and how many the disks hold.
     pub(crate) sent: u64,
     pub(crate) allowed: u64,
 }
 
 /// The parts end in the order in which they stand here.
 pub(crate) struct Bed<'a> {
-    pub(crate) writer: Option<Writer>,
     pub(crate) agent: Option<Role<agent::Status>>,
     pub(crate) replicator: Option<Role<replicator::Status>>,
+    pins: Pins,
+    pub(crate) source: Source,
     pub(crate) network: Network,
-    pub(crate) home: Option<Home>,
-    loops: Vec<Loop>,
-    pub(crate) tmpfs: Tmpfs,
+    pub(crate) home: Home,
+    _tmpfs: Tmpfs,
     space: Workspace,
     pub(crate) spec: Spec,
     pub(crate) random: Random,
-    setting: Setting<'a>,
+    pub(crate) setting: Setting<'a>,
     plan: Plan,
     epoch: u64,
     /// Writes that are in a checkpoint that was acknowledged.
     acknowledged: usize,
+    /// The number of the data key, and whether the next replicator is to have another.
     key: u8,
-    before: u64,
-    connections_before: u64,
+    before: (u64, u64, u64),
     pub(crate) figures: Figures,
+    /// An error that the next replicator meets, in the words of its planted errors.
+    pub(crate) bad_storage: Option<String>,
 }
 
 impl<'a> Bed<'a> {
@@ -100,8 +125,7 @@ impl<'a> Bed<'a> {
         bed.start_replicator()?;
         bed.start_agent()?;
         bed.checkpoint()?;
-        bed.before = bed.network.passed(Way::Up);
-        bed.connections_before = bed.network.connections();
+        bed.before = bed.flow()?;
         Ok(bed)
     }
 
@@ -110,28 +134,28 @@ impl<'a> Bed<'a> {
         let space = Workspace::new("faults")?;
         let tmpfs = Tmpfs::mount(&space.path("run"), MEMORY_MIB)?;
         let folder = space.path("run");
-        let history = History::new(random.next_u64(), DISKS, DISK_BLOCKS);
         let home = Home::make(&folder, HOME_BYTES)?;
         let network = Network::start(random.next_u64())?;
-        let (disks, loops) = make_disks(&folder, &history, plan.tracked)?;
+        let (source, disks) = Source::start(&folder, plan.work, random.next_u64())?;
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let spec = Spec {
             server: ServerId::generate(),
             disks,
             port: network.port(),
-            interval_ms: u64::try_from(plan.interval.as_millis()).unwrap_or(u64::MAX),
+            interval_ms: milliseconds(plan.interval),
             journal_bytes: plan.journal_bytes,
+            freeze_ms: milliseconds(plan.freeze),
+            silence_ms: milliseconds(plan.silence),
         };
         spec.save(&folder, setting.authority)?;
-        let paths: Vec<_> = spec.disks.iter().map(|disk| disk.source.clone()).collect();
-        let writer = Writer::start(history, &paths, plan.tracked, plan.pace, random.next_u64())?;
         Ok(Self {
-            writer: Some(writer),
             agent: None,
             replicator: None,
+            pins: Pins(spec.server.clone()),
+            source,
             network,
-            home: Some(home),
-            loops,
-            tmpfs,
+            home,
+            _tmpfs: tmpfs,
             space,
             spec,
             random,
@@ -140,9 +164,9 @@ impl<'a> Bed<'a> {
             epoch: 0,
             acknowledged: 0,
             key: 1,
-            before: 0,
-            connections_before: 0,
+            before: (0, 0, 0),
             figures: Figures::default(),
+            bad_storage: None,
         })
     }
 
@@ -150,9 +174,9 @@ impl<'a> Bed<'a> {
         self.space.path("run")
     }
 
-    /// Starts the agent, with the checkpoint that is asked for.
+    /// Starts the agent, with the checkpoint that was asked for last.
     pub(crate) fn start_agent(&mut self) -> Outcome {
-        let mut agent = Role::start("agent", &self.folder(), &[], self.setting.planted)?;
+        let mut agent = Role::start("agent", &self.folder(), &[], &self.planted())?;
         agent.tell(&format!("checkpoint {}", self.epoch));
         self.agent = Some(agent);
         Ok(())
@@ -162,10 +186,16 @@ impl<'a> Bed<'a> {
     pub(crate) fn start_replicator_alone(&mut self) -> Outcome {
         self.network.set_target(None);
         let arguments = ["--key".to_owned(), self.key.to_string()];
-        self.replicator = Some(Role::start("replicator", &self.folder(), &arguments, self.setting.planted)?);
+        let mut environment = self.planted();
+        environment.extend(self.bad_storage.clone().map(|error| ("REHOST_PLANTED_IO", error)));
+        self.replicator = Some(Role::start("replicator", &self.folder(), &arguments, &environment)?);
         let ready = |bed: &mut Self| bed.replicator_status().filter(|status| status.report.is_some());
         self.wait("the start of the replicator", ready)?;
         Ok(())
+    }
+
+    fn planted(&self) -> Vec<(&'static str, String)> {
+        self.setting.planted.map(|bug| ("REHOST_PLANTED", bug.to_owned())).into_iter().collect()
     }
 
     /// Lets the agent in.
@@ -201,12 +231,20 @@ impl<'a> Bed<'a> {
         self.figures.faults += 1;
         let Some(mut replicator) = self.replicator.take() else { return Ok(()) };
         replicator.stop_still()?;
-        if let Some(home) = &mut self.home {
-            let captured = home.capture()?;
-            replicator.kill();
-            home.power_cycle(captured)?;
+        let captured = self.home.capture()?;
+        replicator.kill();
+        Ok(self.home.power_cycle(captured)?)
+    }
+
+    /// One of both.
+    pub(crate) fn stop_replicator_somehow(&mut self) -> Outcome {
+        match self.chance(3) {
+            true => {
+                self.kill_replicator();
+                Ok(())
+            }
+            false => self.cut_power(),
         }
-        Ok(())
     }
 
     /// From the next start on, the replicator has another data key.
@@ -217,29 +255,36 @@ impl<'a> Bed<'a> {
     /// Asks for a checkpoint, waits until the volumes are held at it, looks at them, and releases them.
     pub(crate) fn checkpoint(&mut self) -> Outcome {
         // Digests find a disk that rests, or none.
-        self.rest(!self.plan.tracked);
+        self.source.rest(matches!(self.plan.work, Work::Images(_)));
         let least = self.hold()?;
         self.acknowledged = self.acknowledged.max(least);
         self.verify()?;
         self.release();
-        self.rest(false);
+        self.source.rest(false);
         Ok(())
     }
 
-    fn rest(&self, rest: bool) {
-        if let Some(writer) = &self.writer {
-            writer.rest(rest);
+    /// Asks for a checkpoint and does not wait for it.
+    pub(crate) fn request(&mut self) {
+        self.epoch += 1;
+        if let Some(agent) = &mut self.agent {
+            agent.tell(&format!("checkpoint {}", self.epoch));
         }
     }
 
     /// Asks for a checkpoint and waits until the volumes are held at it. The writes that must be in it.
     fn hold(&mut self) -> Outcome<usize> {
-        self.epoch += 1;
-        let (epoch, least) = (Epoch(self.epoch), self.writer.as_ref().map_or(0, Writer::done));
-        if let Some(agent) = &mut self.agent {
-            agent.tell(&format!("checkpoint {epoch}"));
-        }
-        self.wait(&format!("checkpoint {epoch}"), |bed| bed.report().filter(|report| report.held == Some(epoch)))?;
+        let least = self.source.done();
+        self.request();
+        let epoch = Epoch(self.epoch);
+        self.wait(&format!("checkpoint {epoch}"), |bed| {
+            let held = bed.report().and_then(|report| report.held);
+            // An older one: its replicator was killed before it could be released.
+            if held.is_some_and(|held| held < epoch) {
+                bed.release();
+            }
+            (held == Some(epoch)).then_some(())
+        })?;
         Ok(least)
     }
 
@@ -254,66 +299,93 @@ impl<'a> Bed<'a> {
     /// acknowledged checkpoint.
     pub(crate) fn verify(&mut self) -> Outcome {
         let Some(report) = self.report() else { return Ok(()) };
-        if !report.consistent || report.consistency != Consistency::Quiescent {
+        let least = match self.plan.work {
+            Work::Files => Consistency::Frozen,
+            Work::Records(_) | Work::Images(_) => Consistency::Quiescent,
+        };
+        if !report.consistent || report.consistency < least {
             self.figures.unpromised += 1;
             return Ok(());
         }
-        let volumes = self.volumes()?;
-        let Some(writer) = &self.writer else { return Ok(()) };
-        let moment = writer.history().moment(&volumes, self.acknowledged)?;
+        let moment = self.source.moment(&self.volumes()?, &self.folder(), self.acknowledged)?;
         self.acknowledged = self.acknowledged.max(moment);
         self.figures.verified += 1;
         Ok(())
     }
 
+    /// Keeps the agent out until nothing of it is under way any more, looks at the volumes, and lets it in again.
+    pub(crate) fn part_and_verify(&mut self) -> Outcome {
+        self.network.set_target(None);
+        self.network.cut();
+        self.wait("the end of the session", |bed| bed.report().filter(|report| !report.connected))?;
+        self.verify()?;
+        self.connect();
+        Ok(())
+    }
+
     /// Stops writing, takes a last checkpoint and compares every byte; then ends everything and looks for leftovers.
     pub(crate) fn settle(mut self) -> Outcome<Figures> {
-        let history = match &mut self.writer {
-            Some(writer) => writer.stop()?,
-            None => return Err(Failure::new(Kind::Harness, "nothing was written")),
-        };
+        self.source.stop()?;
         self.hold()?;
-        self.compare(&history)?;
+        self.compare()?;
         self.release();
-        self.check_sent(&history)?;
+        self.check_sent()?;
+        self.check_freezes()?;
         self.end()
     }
 
-    fn compare(&self, history: &History) -> Outcome {
-        let expected = history.state(history.writes.len());
-        for (at, (disk, volume)) in self.spec.disks.iter().zip(self.volumes()?).enumerate() {
-            let source = fs::read(&disk.source)?;
-            if expected.get(at) != Some(&source) {
-                return Err(Failure::new(Kind::Harness, format!("disk {at} is not what was written to it")));
-            }
-            if let Some(place) = source.chunks(BLOCK).zip(volume.chunks(BLOCK)).position(|(a, b)| a != b) {
-                let blocks = source.chunks(BLOCK).zip(volume.chunks(BLOCK)).filter(|(a, b)| a != b).count();
-                let text = format!("{blocks} blocks of disk {at} are not on its volume, the first is {place}");
-                return Err(Failure::new(Kind::Differs, text));
-            }
+    fn compare(&self) -> Outcome {
+        for (at, (disk, volume)) in self.source.disks()?.iter().zip(self.volumes()?).enumerate() {
+            let pairs = || disk.chunks(BLOCK).zip(volume.chunks(BLOCK));
+            let Some(place) = pairs().position(|(a, b)| a != b) else { continue };
+            let blocks = pairs().filter(|(a, b)| a != b).count();
+            let text = format!("{blocks} blocks of disk {at} are not on its volume, the first is {place}");
+            return Err(Failure::new(Kind::Differs, text));
         }
         Ok(())
     }
 
+    /// Bytes sent, connections made, bytes written to the source.
+    fn flow(&self) -> Outcome<(u64, u64, u64)> {
+        Ok((self.network.passed(Way::Up), self.network.connections(), self.source.written()?))
+    }
+
     /// After the first checkpoint travels what was written, and what was under way when a session ended.
-    fn check_sent(&mut self, history: &History) -> Outcome {
-        let written: u64 = history.writes.iter().map(|write| (write.blocks * BLOCK) as u64).sum();
-        let sessions = self.network.connections() - self.connections_before;
-        let sent = self.network.passed(Way::Up) - self.before;
-        // Frames, TLS and its handshakes, digest requests.
-        let around = written / 16 + (sessions + 1) * 16_384 + (1 << 18);
+    fn check_sent(&mut self) -> Outcome {
+        let (now, before) = (self.flow()?, self.before);
+        let (sent, sessions, written) = (now.0 - before.0, now.1 - before.1, now.2 - before.2);
+        // Frames, TLS and its handshakes, digest requests; and what was written before the first checkpoint, but is not in it.
+        let around = written / 16 + (sessions + 1) * 16_384 + (1 << 20);
         let allowed = written + (sessions + 1) * replicator::WINDOW_BYTES + around;
         (self.figures.sent, self.figures.allowed) = (sent, allowed);
-        if sent <= allowed {
-            return Ok(());
+        match sent <= allowed {
+            true => Ok(()),
+            false => {
+                let text = format!("{sent} bytes were sent for {written} that were written, in {sessions} sessions");
+                Err(Failure::new(Kind::FullSync, text))
+            }
         }
-        let text = format!("{sent} bytes were sent for {written} that were written in {sessions} sessions");
-        Err(Failure::new(Kind::FullSync, text))
+    }
+
+    /// An agent that was left alone has thawed by itself, in time.
+    fn check_freezes(&self) -> Outcome {
+        let longest = self.agent_status().and_then(|status| status.freezes).map_or(0, |freezes| freezes.max_ms);
+        let allowed = u64::try_from(self.plan.freeze.as_millis()).unwrap_or(u64::MAX);
+        match longest <= allowed {
+            true => Ok(()),
+            false => {
+                let text = format!("a freeze lasted {longest} ms, until the watchdog ended it after {allowed} ms");
+                Err(Failure::new(Kind::NotThawed, text))
+            }
+        }
     }
 
     fn end(mut self) -> Outcome<Figures> {
-        for role in [self.agent.as_mut().map(|role| role.finish(PATIENCE)), self.replicator.as_mut().map(|role| role.finish(PATIENCE))] {
-            role.transpose()?;
+        if let Some(agent) = &mut self.agent {
+            agent.finish(PATIENCE)?;
+        }
+        if let Some(replicator) = &mut self.replicator {
+            replicator.finish(PATIENCE)?;
         }
         let (figures, folder, server) = (self.figures, self.space.folder().to_owned(), self.spec.server.clone());
         drop(self);
@@ -340,21 +412,12 @@ impl<'a> Bed<'a> {
 
     /// Waits for something to be seen; a role that has died is a failure.
     pub(crate) fn wait<T>(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Option<T>) -> Outcome<T> {
-        let mut last_words = String::new();
-        let found = wait(
-            what,
-            PATIENCE,
-            || {
-                if let Some(found) = look(self) {
-                    return Ok(Some(found));
-                }
-                last_words = self.last_words();
-                self.check_alive()?;
-                Ok(None)
-            },
-            String::new,
-        );
-        found.map_err(|failure| Failure::new(failure.kind, format!("{}{last_words}", failure.detail)))
+        let look = || match look(self) {
+            Some(found) => Ok(Some(found)),
+            None => self.check_alive().map(|()| None),
+        };
+        let found = wait(what, PATIENCE, look, String::new);
+        found.map_err(|failure| Failure::new(failure.kind, format!("{}{}", failure.detail, self.last_words())))
     }
 
     fn check_alive(&mut self) -> Outcome {
@@ -372,44 +435,39 @@ impl<'a> Bed<'a> {
         format!("{} | {}", agent.unwrap_or_default(), replicator.unwrap_or_default())
     }
 
-    /// A moment of the run: when so many bytes more have gone to the replicator, or so much time has passed.
+    /// A moment of the run: when so many bytes more have gone to the replicator, or so much time has passed, after a checkpoint was
+    /// asked for or not.
     pub(crate) fn random_moment(&mut self) -> Outcome {
-        let (bytes, time) = (self.random.below(400_000), Duration::from_millis(5 + self.random.below(250)));
-        let (target, started) = (self.network.passed(Way::Up) + bytes, std::time::Instant::now());
-        self.wait("a moment", |bed| {
-            (bed.network.passed(Way::Up) >= target || started.elapsed() >= time).then_some(())
-        })
+        if self.chance(3) {
+            self.request();
+        }
+        let (bytes, time) = (self.random.below(400_000), Duration::from_millis(1 + self.random.below(350)));
+        let (target, started) = (self.network.passed(Way::Up) + bytes, Instant::now());
+        self.wait("a moment", |bed| (bed.network.passed(Way::Up) >= target || started.elapsed() >= time).then_some(()))
     }
 
     pub(crate) fn chance(&mut self, one_in: u64) -> bool {
         self.random.below(one_in) == 0
     }
 
-    pub(crate) fn loops(&self) -> &[Loop] {
-        &self.loops
+    /// What the agent has pinned is gone, as if it never had been.
+    pub(crate) fn lose_pins(&self) -> Outcome {
+        Ok(self.pins.remove()?)
     }
 }
 
-/// The disks of the source with their first content, and where their volumes are.
-fn make_disks(folder: &Path, history: &History, devices: bool) -> Outcome<(Vec<DiskSpec>, Vec<Loop>)> {
-    let (mut disks, mut loops) = (Vec::new(), Vec::new());
-    for (at, bytes) in history.initial.iter().enumerate() {
-        let (image, target) = (folder.join(format!("source-{at}.img")), folder.join(format!("home/volume-{at}.img")));
-        fs::write(&image, bytes)?;
-        fs::File::create(&target)?.set_len(bytes.len() as u64)?;
-        let source = match devices {
-            true => {
-                loops.push(Loop::attach(&image)?);
-                loops.last().map_or(image, |device| device.device().to_owned())
-            }
-            false => image,
-        };
-        disks.push(DiskSpec { source, volume: VolumeId::generate(), size_bytes: bytes.len() as u64, target });
+/// What an agent pins for its server; removed on drop.
+struct Pins(ServerId);
+
+impl Pins {
+    fn remove(&self) -> std::io::Result<()> {
+        tracker::forget(&agent::tracker_options(&self.0))
     }
-    // That the volumes exist is the control plane's word: it survives a power cut.
-    fs::File::open(folder.join("home"))?.sync_all()?;
-    for disk in &disks {
-        fs::File::open(&disk.target)?.sync_all()?;
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // If they stay, the look for leftovers finds them.
+        let _ = self.remove();
     }
-    Ok((disks, loops))
 }

@@ -33,15 +33,13 @@ impl<S: DeserializeOwned> Role<S> {
         name: &'static str,
         folder: &Path,
         arguments: &[String],
-        planted: Option<&str>,
+        environment: &[(&str, String)],
     ) -> Result<Self> {
         let log = folder.join(format!("{name}.log"));
         let errors = File::options().create(true).append(true).open(&log)?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg(name).arg(folder).args(arguments).env_remove("REHOST_PLANTED");
-        if let Some(planted) = planted {
-            command.env("REHOST_PLANTED", planted);
-        }
+        command.env_remove("REHOST_PLANTED_IO").envs(environment.iter().map(|(name, value)| (name, value)));
         // A group of its own: Ctrl-C is for the conductor, which ends its roles in order.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let mut child = command.spawn().with_context(|| format!("start the {name}"))?;

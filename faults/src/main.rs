@@ -4,6 +4,7 @@
 mod bed;
 mod child;
 mod failure;
+mod files;
 mod history;
 mod interrupt;
 mod leftovers;
@@ -11,6 +12,7 @@ mod network;
 mod role;
 mod rows;
 mod series;
+mod source;
 mod spec;
 mod storage;
 mod writer;
@@ -43,6 +45,9 @@ enum RoleCommand {
         #[arg(long, default_value_t = 1)]
         key: u8,
     },
+    /// Plays the watchdog of an agent's freezes.
+    #[command(hide = true)]
+    ThawWatchdog,
 }
 
 fn main() -> Result<ExitCode> {
@@ -52,6 +57,7 @@ fn main() -> Result<ExitCode> {
         Some(RoleCommand::Replicator { folder, key }) => {
             role::replicator::run(&folder, key).map(|()| ExitCode::SUCCESS)
         }
+        Some(RoleCommand::ThawWatchdog) => Ok(rehost_agent::freeze::run_thaw_watchdog()),
         None => {
             interrupt::catch()?;
             series::run(&arguments.series)

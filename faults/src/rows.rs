@@ -47,7 +47,7 @@ fn narrow(bed: &mut Bed<'_>) {
 }
 
 fn kill_agent(setting: Setting<'_>) -> Outcome<Figures> {
-    let mut bed = Bed::start(setting, Plan { tracked: false, ..Plan::default() })?;
+    let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
         bed.random_moment()?;
@@ -59,7 +59,7 @@ fn kill_agent(setting: Setting<'_>) -> Outcome<Figures> {
 }
 
 fn kill_replicator(setting: Setting<'_>) -> Outcome<Figures> {
-    let mut bed = Bed::start(setting, Plan { tracked: false, ..Plan::default() })?;
+    let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
         bed.random_moment()?;

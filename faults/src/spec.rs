@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
@@ -21,6 +22,10 @@ pub(crate) struct Spec {
     pub(crate) interval_ms: u64,
     /// Bytes that the replicator's journal may take.
     pub(crate) journal_bytes: u64,
+    /// A freeze may last this long; milliseconds. 0 forbids freezing.
+    pub(crate) freeze_ms: u64,
+    /// A peer that is silent for this long is gone; milliseconds.
+    pub(crate) silence_ms: u64,
 }
 
 /// A disk of the source and the volume it goes to.
@@ -33,6 +38,10 @@ pub(crate) struct DiskSpec {
 }
 
 impl Spec {
+    pub(crate) fn silence(&self) -> Duration {
+        Duration::from_millis(self.silence_ms)
+    }
+
     /// Writes the run and its certificates to `folder`.
     pub(crate) fn save(&self, folder: &Path, authority: &Authority) -> Result<()> {
         fs::write(folder.join("run.json"), serde_json::to_vec(self)?)?;

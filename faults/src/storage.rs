@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rehost_tests::process::run;
 
 /// A loop device over a file.
@@ -25,10 +25,11 @@ impl Loop {
         &self.device
     }
 
-    /// Makes the device as large as its file is now.
-    pub(crate) fn follow_size(&self) -> Result<()> {
-        run(Command::new("losetup").arg("--set-capacity").arg(&self.device))?;
-        Ok(())
+    /// Bytes that were written to it since it was attached.
+    pub(crate) fn written_bytes(&self) -> Result<u64> {
+        let fields = statistics(&self.device)?;
+        let sectors = fields.get(6).context("the sectors written")?;
+        Ok(sectors.parse::<u64>()? * 512)
     }
 }
 
@@ -150,12 +151,16 @@ impl Drop for Home {
 pub(crate) struct Captured(());
 
 /// Requests that a device has completed, and those under way: it rests while these stay the same.
-fn written(device: &Path) -> Result<String> {
+fn written(device: &Path) -> Result<(Option<String>, Option<String>)> {
+    let fields = statistics(device)?;
+    Ok((fields.get(4).cloned(), fields.get(8).cloned()))
+}
+
+/// The fields of a device's `stat`, as the kernel documents them.
+fn statistics(device: &Path) -> Result<Vec<String>> {
     let name = device.file_name().context("a device's name")?.to_string_lossy().into_owned();
     let text = fs::read_to_string(format!("/sys/block/{name}/stat"))?;
-    let fields: Vec<_> = text.split_ascii_whitespace().collect();
-    ensure!(fields.len() > 8, "/sys/block/{name}/stat has another form");
-    Ok(format!("{:?} {:?}", fields.get(4), fields.get(8)))
+    Ok(text.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
 /// A copy with its holes.

@@ -20,7 +20,7 @@ const MOST_BLOCKS: u64 = 8;
 const ALIGNMENT: usize = 4096;
 
 /// How it writes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pace {
     /// Most writes of a burst.
     pub(crate) burst: u64,

@@ -1,5 +1,6 @@
 //! The replicator's side: the engine over the run's volumes.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::mpsc::RecvTimeoutError;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rehost_link::transport::ServerTls;
 use rehost_model::Epoch;
-use rehost_model::link::ServerReport;
+use rehost_model::link::{DataKey, ServerReport};
 use rehost_model::replicator::Assignment;
 use rehost_protocol::ByteCount;
 use rehost_replicator::engine::{Engine, EngineConfig};
@@ -19,8 +20,6 @@ use crate::spec::{Spec, identity};
 
 /// What a session may have under way unacknowledged.
 pub(crate) const WINDOW_BYTES: u64 = 1 << 20;
-/// A peer that is silent for this long is gone.
-pub(crate) const SILENCE: Duration = Duration::from_millis(600);
 const KEEP_ALIVE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(3);
 
@@ -32,10 +31,11 @@ pub(crate) struct Status {
 }
 
 /// Serves until its input ends. `key` is the number of the data key in use.
-pub(crate) fn run(folder: &Path, _key: u8) -> Result<()> {
+pub(crate) fn run(folder: &Path, key: u8) -> Result<()> {
     log_warnings();
     let spec = Spec::load(folder)?;
     let engine = Engine::new(config(folder, &spec)?)?;
+    engine.set_data_keys(BTreeMap::from([(spec.server.clone(), DataKey([key; 32]))]));
     engine.set_assignments(assignments(&spec))?;
     let (orders, mut speaker) = (orders(), Speaker::new());
     loop {
@@ -49,15 +49,16 @@ pub(crate) fn run(folder: &Path, _key: u8) -> Result<()> {
     }
 }
 
-fn config(folder: &Path, _spec: &Spec) -> Result<EngineConfig> {
+fn config(folder: &Path, spec: &Spec) -> Result<EngineConfig> {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = EngineConfig::new(listen, ServerTls::new(identity(folder, "replicator")?)?);
     config.state_dir = Some(folder.join("home"));
     config.keep_alive = KEEP_ALIVE;
     config.window = ByteCount(WINDOW_BYTES);
-    config.timeouts.idle = SILENCE;
-    config.timeouts.handshake = 2 * SILENCE;
-    config.timeouts.write = Some(SILENCE);
+    config.journal_bytes = spec.journal_bytes;
+    config.timeouts.idle = spec.silence();
+    config.timeouts.handshake = 2 * spec.silence();
+    config.timeouts.write = Some(spec.silence());
     Ok(config)
 }
 
