@@ -55,7 +55,7 @@ pub(crate) enum Command {
     /// Mark a server as ready for cutover; its test instance is terminated.
     Ready(WaitArgs),
     /// Launch cutover instances.
-    Cutover(LaunchArgs),
+    Cutover(CutoverArgs),
     /// Take back a test (to READY_FOR_TEST) or a cutover (to READY_FOR_CUTOVER).
     Revert(WaitArgs),
     /// End the migration of a server: its launched instance stays, everything else goes.
@@ -66,6 +66,19 @@ pub(crate) enum Command {
     Terminate(LaunchArgs),
     /// Stop replicating a server, and remove everything that was made for it.
     Disconnect(WaitArgs),
+    /// Send nothing for a while; what changes meanwhile is noted, and is all that a resume costs.
+    Pause(OneArgs),
+    /// Go on after a pause.
+    Resume(OneArgs),
+    /// End a server's replication and remove what was made for it; its agent stays, for `rehost start`.
+    Stop(OneArgs),
+    /// Begin the replication of a stopped server anew.
+    Start(OneArgs),
+    /// Try at once again what stalls a server's replication.
+    Retry(OneArgs),
+    /// The disks of a server.
+    #[command(subcommand)]
+    Disks(DisksCommand),
     /// List the jobs.
     Jobs(JobsArgs),
     /// Show a job and its log.
@@ -152,6 +165,31 @@ pub(crate) struct LaunchArgs {
     pub(crate) wait: Wait,
 }
 
+/// Servers to be cut over.
+#[derive(Debug, Args)]
+pub(crate) struct CutoverArgs {
+    #[command(flatten)]
+    pub(crate) launch: LaunchArgs,
+    /// Run the sources' quiesce scripts first and keep them from changing from then on; if the cutover fails, they are undone.
+    /// From now on this is the servers' setting. Left out, the setting decides.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) quiesce: Option<bool>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DisksCommand {
+    /// Replicate a disk that the source got after its agent was installed.
+    Add(AddDiskArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AddDiskArgs {
+    #[command(flatten)]
+    pub(crate) one: OneArgs,
+    /// The device, such as /dev/sdc; `rehost server show` names those that are not replicated.
+    pub(crate) device: String,
+}
+
 /// Whether to wait for the end.
 #[derive(Debug, Args)]
 pub(crate) struct Wait {
@@ -191,9 +229,27 @@ pub(crate) struct SetArgs {
     /// How copies boot: LEGACY_BIOS, UEFI or USE_SOURCE.
     #[arg(long, value_name = "MODE", value_parser = boot_mode)]
     pub(crate) boot_mode: Option<rehost_model::launch::BootMode>,
-    /// Limit of the replication's bandwidth in Mbit/s; 0 means none.
-    #[arg(long, value_name = "MBIT")]
-    pub(crate) bandwidth: Option<u64>,
+    /// Limit of the replication's bandwidth in Mbit/s, from now on; 0 means none.
+    #[arg(long, alias = "bandwidth", value_name = "MBIT")]
+    pub(crate) throttle: Option<u64>,
+    /// Whether it gets a replication server of its own, when one is made for it the next time.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) dedicated: Option<bool>,
+    /// Whether a cutover runs the source's quiesce scripts and keeps it from changing.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) quiesce: Option<bool>,
+    /// A checkpoint at least this often while anything changes.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) checkpoint_interval: Option<Duration>,
+    /// The longest that filesystems may be frozen for a checkpoint; 0 forbids freezing.
+    #[arg(long, value_name = "MILLISECONDS")]
+    pub(crate) max_freeze: Option<u64>,
+    /// How long one of the source's hook scripts may take.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) hook_timeout: Option<Duration>,
+    /// Replicate disks that the source gets without being asked.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) auto_disks: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -259,6 +315,8 @@ mod tests {
         let set = parse(&["--probe", "http:80", "--probe", "boot", "--auto-test", "--auto-cutover=false"]);
         assert_eq!((set.auto_test, set.auto_cutover, set.auto_archive), (Some(true), Some(false), None));
         assert_eq!(set.probe.len(), 2);
+        assert_eq!(parse(&["--throttle", "50", "--quiesce"]).throttle, parse(&["--bandwidth", "50"]).throttle);
+        assert_eq!(parse(&["--checkpoint-interval", "5"]).checkpoint_interval, Some(Duration::from_secs(5)));
         assert_eq!(parse(&["--boot-mode", "uefi"]).boot_mode, Some(rehost_model::launch::BootMode::Uefi));
     }
 }

@@ -40,6 +40,13 @@ pub(crate) enum Change {
     Finalize,
     Archive,
     Disconnect,
+    Pause,
+    Resume,
+    Stop,
+    Start,
+    Retry,
+    /// Whether it gets a replication server of its own.
+    Dedicated(bool),
 }
 
 impl Mgn {
@@ -77,6 +84,15 @@ impl Mgn {
             Change::Archive => drop(self.told(self.sdk.mark_as_archived().source_server_id(server).send().await)?),
             Change::Disconnect => {
                 self.told(self.sdk.disconnect_from_service().source_server_id(server).send().await)?;
+            }
+            Change::Pause => drop(self.told(self.sdk.pause_replication().source_server_id(server).send().await)?),
+            Change::Resume => drop(self.told(self.sdk.resume_replication().source_server_id(server).send().await)?),
+            Change::Stop => drop(self.told(self.sdk.stop_replication().source_server_id(server).send().await)?),
+            Change::Start => drop(self.told(self.sdk.start_replication().source_server_id(server).send().await)?),
+            Change::Retry => drop(self.told(self.sdk.retry_data_replication().source_server_id(server).send().await)?),
+            Change::Dedicated(dedicated) => {
+                let call = self.sdk.update_replication_configuration().source_server_id(server);
+                self.told(call.use_dedicated_replication_server(*dedicated).send().await)?;
             }
         }
         Ok(self.bodies.last())

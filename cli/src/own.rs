@@ -1,4 +1,4 @@
-//! The one request that the official client does not know: the settings of a server, signed as the client signs.
+//! The requests that the official client does not know: a server's own settings and its disks, signed as the client signs.
 
 use std::time::SystemTime;
 
@@ -9,7 +9,9 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use rehost_api::settings::{SETTINGS_PATH, SettingsRequest, SettingsResponse};
+use rehost_api::settings::{ADD_DISK_PATH, AddDiskRequest, SETTINGS_PATH, SettingsRequest, SettingsResponse};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::target::Target;
@@ -19,11 +21,20 @@ const MAX_ANSWER_BYTES: usize = 4 << 20;
 
 /// Changes what `request` names and reads the rest.
 pub(crate) async fn settings(target: &Target, request: &SettingsRequest) -> Result<SettingsResponse> {
+    ask(target, SETTINGS_PATH, request).await
+}
+
+/// Replicates one more disk; the server as it is then.
+pub(crate) async fn add_disk(target: &Target, request: &AddDiskRequest) -> Result<Value> {
+    ask(target, ADD_DISK_PATH, request).await
+}
+
+async fn ask<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {
     let endpoint = target.endpoint().trim_end_matches('/');
     if !endpoint.starts_with("http://") {
-        return Err(anyhow!("settings are changed on the machine of the region only (--home), not at {endpoint}"));
+        return Err(anyhow!("this is done on the machine of the region only (--home), not at {endpoint}"));
     }
-    let uri = format!("{endpoint}{SETTINGS_PATH}");
+    let uri = format!("{endpoint}{path}");
     let request = signed(target, &uri, serde_json::to_vec(request)?).await?;
     let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
     let answer = client.request(request).await.map_err(|e| target.unreachable(&e.to_string()))?;

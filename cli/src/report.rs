@@ -5,6 +5,8 @@ use aws_sdk_mgn::types::{
     SourceProperties, SourceServer,
 };
 use rehost_control::operations::ServerSettings;
+use rehost_model::link::FenceState;
+use rehost_model::observed::Extras;
 use rehost_model::settings::MigrationPolicy;
 use serde_json::Value;
 
@@ -87,6 +89,9 @@ pub(crate) fn error(server: &SourceServer) -> Option<String> {
 pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettings>) -> String {
     let mut facts = facts(server);
     facts.add("Reachable at", endpoints(raw));
+    if let Some(extras) = extras(raw) {
+        add_extras(&mut facts, &extras);
+    }
     let mut text = facts.to_string();
     let info = server.data_replication_info();
     if info.is_some_and(|i| !i.replicated_disks().is_empty()) {
@@ -99,6 +104,46 @@ pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettin
         text.push_str(&format!("\nSETTINGS\n{}", settings(own)));
     }
     text
+}
+
+/// What a region of rehost tells beside MGN's shape; other services tell nothing.
+pub(crate) fn extras(raw: &Value) -> Option<Extras> {
+    serde_json::from_value(raw.get("rehost")?.clone()).ok()
+}
+
+/// What the copy is worth now, such as `FROZEN`.
+pub(crate) fn consistency(extras: &Extras) -> String {
+    let name = extras.consistency.and_then(|c| serde_json::to_value(c).ok());
+    let name = name.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
+    match extras.consistency {
+        Some(_) if !extras.consistent => "not before the next checkpoint".to_owned(),
+        _ => name,
+    }
+}
+
+fn add_extras(facts: &mut Facts, extras: &Extras) {
+    let tracker = extras.tracker.and_then(|t| serde_json::to_value(t).ok());
+    facts.add_some("Changes found by", tracker.as_ref().and_then(Value::as_str));
+    facts.add("Consistency", consistency(extras));
+    if extras.backlog_bytes > 0 {
+        facts.add("Backlog", size(extras.backlog_bytes));
+    }
+    if extras.journal_bytes > 0 {
+        facts.add("Journal", size(extras.journal_bytes));
+    }
+    facts.add_some("Last freeze", extras.last_freeze_ms.map(|ms| format!("{ms} ms")));
+    facts.add_some("Source", fence(&extras.fence));
+    let disks = extras.new_disks.iter().map(|d| format!("{} ({})", d.device_name, size(d.size_bytes)));
+    facts.add("Not replicated", disks.collect::<Vec<_>>().join(", "));
+}
+
+fn fence(fence: &FenceState) -> Option<String> {
+    match fence {
+        FenceState::Open => None,
+        FenceState::Closing { fence } => Some(format!("its quiesce scripts run for {}", fence.0)),
+        FenceState::Fenced { fence } => Some(format!("fenced for {}", fence.0)),
+        FenceState::Failed { fence, reason } => Some(format!("could not be fenced for {}: {reason}", fence.0)),
+    }
 }
 
 fn facts(server: &SourceServer) -> Facts {
@@ -239,6 +284,13 @@ pub(crate) fn settings(own: &ServerSettings) -> String {
     let boot_mode = own.boot_mode.and_then(|mode| serde_json::to_value(mode).ok());
     facts.add_some("Boot mode", boot_mode.as_ref().and_then(|mode| mode.as_str()));
     facts.add_some("Bandwidth", own.bandwidth_throttling.map(bandwidth));
+    let yes_or_no = |yes: bool| if yes { "yes" } else { "no" };
+    facts.add_some("Quiesced for cutover", own.quiesce.map(yes_or_no));
+    facts.add_some("Checkpoint every", own.checkpoint_interval_ms.map(|ms| crate::show::duration(ms / 1000)));
+    let freeze = |ms| if ms == 0 { "never".to_owned() } else { format!("at most {ms} ms") };
+    facts.add_some("Frozen", own.max_freeze_ms.map(freeze));
+    facts.add_some("Hooks may take", own.hook_timeout_ms.map(|ms| crate::show::duration(ms / 1000)));
+    facts.add_some("New disks join", own.auto_add_disks.map(yes_or_no));
     facts.to_string()
 }
 

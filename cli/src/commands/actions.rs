@@ -3,10 +3,24 @@
 use anyhow::{Result, bail};
 use aws_sdk_mgn::types::ChangeServerLifeCycleStateSourceServerLifecycleState as Mark;
 use aws_sdk_mgn::types::LifeCycleState;
+use rehost_api::settings::SettingsRequest;
+use rehost_control::operations::ServerSettings;
 
 use super::{out, out_json, wait};
-use crate::args::{LaunchArgs, OneArgs, WaitArgs};
+use crate::args::{CutoverArgs, LaunchArgs, OneArgs, WaitArgs};
 use crate::client::{Change, Launch, Mgn};
+use crate::own;
+
+/// Cuts servers over; with their sources quiesced, or not, if that was said.
+pub(super) async fn cutover(mgn: &Mgn, args: &CutoverArgs, json: bool) -> Result<()> {
+    if let Some(quiesce) = args.quiesce {
+        for id in mgn.resolve_all(&args.launch.servers).await? {
+            let settings = ServerSettings { quiesce: Some(quiesce), ..ServerSettings::default() };
+            own::settings(&mgn.target, &SettingsRequest { source_server_id: id.parse()?, settings }).await?;
+        }
+    }
+    launch(mgn, Launch::Cutover, &args.launch, json).await
+}
 
 /// Starts a job for servers, and waits for it if asked to.
 pub(super) async fn launch(mgn: &Mgn, launch: Launch, args: &LaunchArgs, json: bool) -> Result<()> {
@@ -41,6 +55,17 @@ pub(super) async fn change(mgn: &Mgn, one: &OneArgs, change: Change, json: bool)
     let state = server["lifeCycle"]["state"].as_str().unwrap_or("changed");
     let archived = if server["isArchived"] == true { ", archived" } else { "" };
     out(format_args!("{id} is {state}{archived}\n"))
+}
+
+/// Changes the replication of one server.
+pub(super) async fn replication(mgn: &Mgn, one: &OneArgs, change: Change, json: bool) -> Result<()> {
+    let id = mgn.resolve(&one.server).await?;
+    let server = mgn.change(&id, &change).await?;
+    if json {
+        return out_json(&server);
+    }
+    let state = server["dataReplicationInfo"]["dataReplicationState"].as_str().unwrap_or("changed");
+    out(format_args!("the replication of {id} is {state}\n"))
 }
 
 /// Changes the lifecycle state of one server; waits until the job that this may start is over, if asked to.

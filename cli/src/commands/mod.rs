@@ -13,7 +13,7 @@ use std::io::{ErrorKind, Write};
 use anyhow::Result;
 use aws_sdk_mgn::types::ChangeServerLifeCycleStateSourceServerLifecycleState as Mark;
 
-use crate::args::{Cli, Command, JobCommand, ServerCommand};
+use crate::args::{Cli, Command, DisksCommand, JobCommand, ServerCommand};
 use crate::client::{Change, Launch, Mgn};
 use crate::target::Target;
 
@@ -36,13 +36,19 @@ async fn ask(mgn: &Mgn, cli: Cli) -> Result<()> {
         Command::Server(ServerCommand::Show(one)) => servers::show(mgn, &one, json).await,
         Command::Server(ServerCommand::Set(set)) => servers::set(mgn, set, json).await,
         Command::Test(args) => actions::launch(mgn, Launch::Test, &args, json).await,
-        Command::Cutover(args) => actions::launch(mgn, Launch::Cutover, &args, json).await,
+        Command::Cutover(args) => actions::cutover(mgn, &args, json).await,
         Command::Terminate(args) => actions::launch(mgn, Launch::Terminate, &args, json).await,
         Command::Ready(args) => actions::mark(mgn, Mark::ReadyForCutover, &args, json).await,
         Command::Revert(args) => actions::revert(mgn, &args, json).await,
         Command::Archive(one) => actions::change(mgn, &one, Change::Archive, json).await,
         Command::Finalize(args) => actions::end(mgn, Change::Finalize, &args, json).await,
         Command::Disconnect(args) => actions::end(mgn, Change::Disconnect, &args, json).await,
+        Command::Pause(one) => actions::replication(mgn, &one, Change::Pause, json).await,
+        Command::Resume(one) => actions::replication(mgn, &one, Change::Resume, json).await,
+        Command::Stop(one) => actions::replication(mgn, &one, Change::Stop, json).await,
+        Command::Start(one) => actions::replication(mgn, &one, Change::Start, json).await,
+        Command::Retry(one) => actions::replication(mgn, &one, Change::Retry, json).await,
+        Command::Disks(DisksCommand::Add(args)) => servers::add_disk(mgn, &args, json).await,
         Command::Jobs(args) => jobs::list(mgn, args, json).await,
         Command::Job(JobCommand::Show(args)) => jobs::show(mgn, &args, json).await,
         Command::Watch(args) => watch::watch(mgn, &args, json).await,

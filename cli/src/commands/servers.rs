@@ -1,15 +1,17 @@
 //! Source servers: the list, one of them, and its settings.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use aws_sdk_mgn::types::SourceServer;
-use rehost_api::settings::SettingsRequest;
+use rehost_api::settings::{AddDiskRequest, SettingsRequest};
 use rehost_control::operations::ServerSettings;
 use rehost_model::settings::MigrationPolicy;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{out, out_json};
-use crate::args::{OneArgs, ServersArgs, SetArgs};
-use crate::client::Mgn;
+use crate::args::{AddDiskArgs, OneArgs, ServersArgs, SetArgs};
+use crate::client::{Change, Mgn};
 use crate::show::Table;
 use crate::{own, report};
 
@@ -22,9 +24,10 @@ pub(super) async fn list(mgn: &Mgn, args: &ServersArgs, json: bool) -> Result<()
     if servers.value.is_empty() {
         return out("There are no such servers. `rehost install-command` prints how to add one.\n");
     }
-    let mut table = Table::new(&["SERVER", "HOST", "LIFECYCLE", "REPLICATION", "DONE", "OF", "LAG", "INSTANCE"]);
-    for server in &servers.value {
-        table.row(row(server));
+    let mut table =
+        Table::new(&["SERVER", "HOST", "LIFECYCLE", "REPLICATION", "DONE", "OF", "LAG", "CONSISTENCY", "INSTANCE"]);
+    for (at, server) in servers.value.iter().enumerate() {
+        table.row(row(server, &servers.json["items"][at]));
     }
     out(table)?;
     for server in &servers.value {
@@ -35,7 +38,7 @@ pub(super) async fn list(mgn: &Mgn, args: &ServersArgs, json: bool) -> Result<()
     Ok(())
 }
 
-fn row(server: &SourceServer) -> Vec<String> {
+fn row(server: &SourceServer, raw: &Value) -> Vec<String> {
     let progress = report::Progress::of(server);
     vec![
         report::id(server).to_owned(),
@@ -45,6 +48,7 @@ fn row(server: &SourceServer) -> Vec<String> {
         progress.percent_text(),
         progress.total_text(),
         report::lag(server).unwrap_or_default(),
+        report::extras(raw).map(|extras| report::consistency(&extras)).unwrap_or_default(),
         report::instance(server).unwrap_or_default().to_owned(),
     ]
 }
@@ -77,8 +81,13 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         probes: Some(set.probe.clone()).filter(|p| !p.is_empty()),
         verify_timeout_seconds: set.verify_timeout,
         boot_mode: set.boot_mode,
-        bandwidth_throttling: set.bandwidth,
+        bandwidth_throttling: set.throttle,
         policy: None,
+        quiesce: set.quiesce,
+        checkpoint_interval_ms: set.checkpoint_interval.map(milliseconds),
+        max_freeze_ms: set.max_freeze,
+        hook_timeout_ms: set.hook_timeout.map(milliseconds),
+        auto_add_disks: set.auto_disks,
     };
     let mut request = SettingsRequest { source_server_id, settings: ServerSettings::default() };
     if names_gates(&set) {
@@ -86,9 +95,24 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         let now = own::settings(&mgn.target, &request).await?.settings.policy.unwrap_or_default();
         settings.policy = Some(policy(now, &set));
     }
+    if let Some(dedicated) = set.dedicated {
+        mgn.change(request.source_server_id.as_str(), &Change::Dedicated(dedicated)).await?;
+    }
     request.settings = settings;
     let answer = own::settings(&mgn.target, &request).await?;
     if json { out_json(&answer.settings) } else { out(report::settings(&answer.settings)) }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Replicates one more disk of a server.
+pub(super) async fn add_disk(mgn: &Mgn, args: &AddDiskArgs, json: bool) -> Result<()> {
+    let id = mgn.resolve(&args.one.server).await?;
+    let request = AddDiskRequest { source_server_id: id.parse()?, device_name: args.device.clone() };
+    let server = own::add_disk(&mgn.target, &request).await?;
+    if json { out_json(&server) } else { out(format_args!("{} of {id} is replicated from now on\n", args.device)) }
 }
 
 fn names_gates(set: &SetArgs) -> bool {

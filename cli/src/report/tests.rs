@@ -59,7 +59,9 @@ fn everything_a_user_needs_is_shown() {
         bandwidth_throttling: Some(0),
         ..ServerSettings::default()
     };
-    let raw = serde_json::json!({"launchedInstance": {"endpoints": {"80": "127.0.0.1:40080"}}});
+    let raw = serde_json::json!({"launchedInstance": {"endpoints": {"80": "127.0.0.1:40080"}}, "rehost": {
+        "tracker": "EBPF", "consistency": "FROZEN", "consistent": true, "journalBytes": 4096, "lastFreezeMs": 40,
+        "newDisks": [{"deviceName": "/dev/sdc", "sizeBytes": 1 << 30, "isBootDisk": false, "partitionTable": "NONE"}]}});
     let text = full(&server(DataReplicationState::Stalled, vec![disk(2 << 30, 1 << 30, 0)]), &raw, Some(&own));
     for part in [
         "Server ",
@@ -74,6 +76,11 @@ fn everything_a_user_needs_is_shown() {
         "Opens by itself  test",
         "no limit",
         "port 80: 127.0.0.1:40080",
+        "EBPF",
+        "FROZEN",
+        "4.0 KiB",
+        "40 ms",
+        "/dev/sdc (1.0 GiB)",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
@@ -82,4 +89,11 @@ fn everything_a_user_needs_is_shown() {
 #[test]
 fn nothing_is_said_of_what_is_not_known() {
     assert_eq!(full(&SourceServer::builder().build(), &Value::Null, None), "");
+}
+
+#[test]
+fn a_volume_between_checkpoints_is_called_so() {
+    let raw = serde_json::json!({"rehost": {"consistency": "FROZEN", "consistent": false}});
+    assert_eq!(consistency(&extras(&raw).unwrap()), "not before the next checkpoint");
+    assert!(extras(&serde_json::json!({})).is_none());
 }

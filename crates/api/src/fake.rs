@@ -179,6 +179,9 @@ impl Compute for Memory {
     async fn delete_volume(&self, _: &VolumeId) -> PortResult<()> {
         none()
     }
+    async fn modify_volume(&self, _: &VolumeId, _: u64) -> PortResult<()> {
+        none()
+    }
     async fn attach_volume(&self, _: &VolumeId, _: &InstanceId) -> PortResult<String> {
         none()
     }

@@ -77,6 +77,70 @@ pub(crate) async fn disconnect_from_service(
     shown(&operations::disconnect_from_service(&state.ports, &request.checked()?).await?)
 }
 
+pub(crate) async fn pause_replication(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::Server>,
+) -> Answer {
+    request.account.check(&state.ports.account)?;
+    shown(&operations::pause_replication(&state.ports, &request.checked()?).await?)
+}
+
+pub(crate) async fn resume_replication(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::Server>,
+) -> Answer {
+    request.account.check(&state.ports.account)?;
+    shown(&operations::resume_replication(&state.ports, &request.checked()?).await?)
+}
+
+pub(crate) async fn stop_replication(State(state): State<ApiState>, Admin(request): Admin<requests::Server>) -> Answer {
+    request.account.check(&state.ports.account)?;
+    shown(&operations::stop_replication(&state.ports, &request.checked()?).await?)
+}
+
+pub(crate) async fn start_replication(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::Server>,
+) -> Answer {
+    request.account.check(&state.ports.account)?;
+    shown(&operations::start_replication(&state.ports, &request.checked()?).await?)
+}
+
+pub(crate) async fn retry_data_replication(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::Server>,
+) -> Answer {
+    request.account.check(&state.ports.account)?;
+    shown(&operations::retry_data_replication(&state.ports, &request.checked()?).await?)
+}
+
+pub(crate) async fn replication_configuration(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::Server>,
+) -> Answer {
+    request.account.check(&state.ports.account)?;
+    let unchanged = operations::ReplicationChange::default();
+    let server = operations::update_replication_configuration(&state.ports, &request.checked()?, &unchanged).await?;
+    Ok(Json(configuration(&server)))
+}
+
+pub(crate) async fn update_replication_configuration(
+    State(state): State<ApiState>,
+    Admin(request): Admin<requests::UpdateReplicationConfiguration>,
+) -> Answer {
+    request.server.account.check(&state.ports.account)?;
+    let (server, change) = request.checked()?;
+    let server = operations::update_replication_configuration(&state.ports, &server, &change).await?;
+    Ok(Json(configuration(&server)))
+}
+
+/// MGN's `ReplicationConfiguration`.
+fn configuration(server: &SourceServer) -> Value {
+    let mut value = serde_json::to_value(&server.internal.replication).unwrap_or_default();
+    value["sourceServerID"] = json!(server.source_server_id);
+    value
+}
+
 pub(crate) async fn describe_jobs(
     State(state): State<ApiState>,
     Admin(request): Admin<requests::DescribeJobs>,

@@ -11,7 +11,7 @@ use rehost_model::link::{
 use crate::ApiState;
 use crate::error::ApiError;
 use crate::extract::{Admin, Certified, Enroller, Unsigned};
-use crate::settings::{SettingsRequest, SettingsResponse};
+use crate::settings::{AddDiskRequest, SettingsRequest, SettingsResponse};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -65,4 +65,12 @@ pub(crate) async fn server_settings(
     let SettingsRequest { source_server_id, settings } = request;
     let server = operations::update_server_settings(&state.ports, &source_server_id, &settings).await?;
     Ok(Json(SettingsResponse::of(&server)))
+}
+
+pub(crate) async fn add_disk(
+    State(state): State<ApiState>,
+    Admin(request): Admin<AddDiskRequest>,
+) -> Answer<serde_json::Value> {
+    let server = operations::add_disk(&state.ports, &request.source_server_id, &request.device_name).await?;
+    Ok(Json(server.to_api()))
 }

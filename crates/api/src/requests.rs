@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
-use rehost_control::operations::{JobFilter, ServerFilter};
+use rehost_control::operations::{JobFilter, ReplicationChange, ServerFilter};
 use rehost_model::{JobId, LifeCycleState, ServerId, Timestamp};
 use serde::Deserialize;
 
@@ -94,7 +94,7 @@ impl Servers {
     }
 }
 
-/// `FinalizeCutover`, `MarkAsArchived` and `DisconnectFromService`.
+/// The operations that name one server and nothing else.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Server {
@@ -137,6 +137,30 @@ impl ChangeServerLifeCycleState {
             }
         };
         Ok((self.server.checked()?, state))
+    }
+}
+
+/// `UpdateReplicationConfiguration`. What this service has no use for (`name`, `internetProtocol`, `storeSnapshotOnLocalZone`, …)
+/// is accepted and not kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct UpdateReplicationConfiguration {
+    #[serde(flatten)]
+    pub(crate) server: Server,
+    #[serde(flatten)]
+    members: serde_json::Map<String, serde_json::Value>,
+}
+
+impl UpdateReplicationConfiguration {
+    pub(crate) fn checked(self) -> Result<(ServerId, ReplicationChange), ApiError> {
+        let mut change = ReplicationChange::default();
+        for (name, value) in self.members {
+            // One at a time, so that an error names its member.
+            let one = serde_json::json!({ name.clone(): value });
+            let read: ReplicationChange = serde_json::from_value(one).map_err(|e| ApiError::field(&name, e))?;
+            change = change.with(read);
+        }
+        Ok((self.server.checked()?, change))
     }
 }
 

@@ -28,16 +28,18 @@ pub struct SettingsResponse {
 
 impl SettingsResponse {
     pub(crate) fn of(server: &SourceServer) -> Self {
-        let internal = &server.internal;
-        Self {
-            source_server: server.to_api(),
-            settings: ServerSettings {
-                probes: Some(internal.launch.probes.clone()),
-                verify_timeout_seconds: Some(internal.launch.verify_timeout_seconds),
-                policy: Some(internal.policy.clone()),
-                boot_mode: Some(internal.launch.boot_mode),
-                bandwidth_throttling: Some(internal.replication.settings.bandwidth_throttling),
-            },
-        }
+        Self { source_server: server.to_api(), settings: ServerSettings::of(server) }
     }
+}
+
+/// Path of [`AddDiskRequest`]; signed as [`SettingsRequest`], answered by the server as MGN shows it.
+pub const ADD_DISK_PATH: &str = "/rehost/v1/servers/disks/add";
+
+/// Replicates a disk that the agent has reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddDiskRequest {
+    #[serde(rename = "sourceServerID")]
+    pub source_server_id: ServerId,
+    pub device_name: String,
 }

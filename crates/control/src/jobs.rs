@@ -161,6 +161,14 @@ pub(crate) async fn start_terminate(
     Ok(job)
 }
 
+/// Starts the state machine `provision`, if an initiation after the first one is to be carried out.
+pub(crate) async fn start_provision(ports: &Ports, server: &SourceServer) -> PortResult<()> {
+    match &server.internal.provisioning {
+        Some(name) => start(ports, "provision", &name.0, json!({"sourceServerID": server.source_server_id})).await,
+        None => Ok(()),
+    }
+}
+
 /// Starts the state machine `finalize`, which ends replication and removes what it used.
 pub(crate) async fn start_finalize(ports: &Ports, server: &SourceServer) -> PortResult<()> {
     let name = format!("finalize-{}-{}", server.source_server_id, server.internal.disconnects);
@@ -192,9 +200,11 @@ pub async fn recover(ports: &Ports) -> PortResult<()> {
 async fn recover_server(ports: &Ports, server: &SourceServer, has_terminate_job: bool) -> PortResult<()> {
     events::publish_outbox(ports, server).await?;
     let state = server.data_replication_info.data_replication_state;
-    if server.internal.disconnect_requested && state != DataReplicationState::Disconnected {
+    let disconnects = server.internal.disconnect_requested && state != DataReplicationState::Disconnected;
+    if disconnects || server.internal.stop_requested {
         start_finalize(ports, server).await?;
     }
+    start_provision(ports, server).await?;
     let id = &server.source_server_id;
     if !server.internal.terminating.is_empty() && !has_terminate_job {
         let started = start_terminate(ports, std::slice::from_ref(id), BTreeMap::new()).await;

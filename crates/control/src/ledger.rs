@@ -46,6 +46,29 @@ pub(crate) async fn make<Id: std::fmt::Display + Sync + Send>(
     planned: &Planned<'_>,
     create: impl Future<Output = PortResult<Id>>,
 ) -> PortResult<Id> {
+    plan(ports, planned).await?;
+    let id = create.await?;
+    match write_down(ports, planned, &id.to_string()).await {
+        Ok(()) => Ok(id),
+        Err(error) if error.is_not_found() => {
+            // Somebody ended what this was for while it was being made: nobody else will ever look for it.
+            delete(ports, planned.kind, &id.to_string()).await?;
+            let message = format!("{id} is not needed any more: the server {} was disconnected", planned.server);
+            Err(PortError::new(PortErrorKind::NotFound, message))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes an entry of a resource that is not the server's alone: before it is made (`None`), and after.
+pub(crate) async fn note(ports: &Ports, planned: &Planned<'_>, resource: Option<&str>) -> PortResult<()> {
+    match resource {
+        None => plan(ports, planned).await,
+        Some(resource) => write_down(ports, planned, resource).await,
+    }
+}
+
+async fn plan(ports: &Ports, planned: &Planned<'_>) -> PortResult<()> {
     let entry = LedgerEntry {
         token: planned.token.as_str().to_owned(),
         server: planned.server.clone(),
@@ -55,25 +78,23 @@ pub(crate) async fn make<Id: std::fmt::Display + Sync + Send>(
         job: planned.job.cloned(),
         created: ports.clock.now(),
     };
-    let key = format!("{}/{}", entry.server, entry.token);
-    if repo::find::<LedgerEntry>(ports, &key).await?.is_none() {
+    if repo::find::<LedgerEntry>(ports, &key(planned)).await?.is_none() {
         repo::create(ports, &entry).await?;
     }
-    let id = create.await?;
+    Ok(())
+}
+
+async fn write_down(ports: &Ports, planned: &Planned<'_>, resource: &str) -> PortResult<()> {
+    let key = key(planned);
     let written = repo::update(ports, &key, |entry: &mut LedgerEntry| {
-        entry.resource = Some(id.to_string());
+        entry.resource = Some(resource.to_owned());
         Ok::<_, PortError>(())
     });
-    match written.await {
-        Ok(_) => Ok(id),
-        Err(error) if error.is_not_found() => {
-            // Somebody ended what this was for while it was being made: nobody else will ever look for it.
-            delete(ports, planned.kind, &id.to_string()).await?;
-            let message = format!("{id} is not needed any more: the server {} was disconnected", planned.server);
-            Err(PortError::new(PortErrorKind::NotFound, message))
-        }
-        Err(error) => Err(error),
-    }
+    written.await.map(|_| ())
+}
+
+fn key(planned: &Planned<'_>) -> String {
+    format!("{}/{}", planned.server, planned.token.as_str())
 }
 
 /// Deletes resources; several ids are separated by commas.

@@ -7,16 +7,21 @@ pub mod authority;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod error;
+mod data_keys;
 mod events;
 pub mod jobs;
 pub mod ledger;
 pub mod link;
+pub mod manifest;
 pub mod monitor;
 mod observe;
 pub mod operations;
 pub mod ports;
 mod repo;
+pub mod retention;
 pub mod rules;
+pub mod schedule;
+pub mod snapshots;
 pub mod steps;
 #[cfg(test)]
 mod testing;

@@ -18,7 +18,8 @@ use sha2::{Digest, Sha256};
 use crate::authority::{self, Authority, Issued, Subject};
 use crate::operations::OperationError;
 use crate::ports::{PortResult, Ports};
-use crate::{PortError, PortErrorKind, events, observe, repo};
+use crate::steps::snapshot;
+use crate::{PortError, PortErrorKind, data_keys, events, jobs, observe, repo};
 
 /// How long certificates of agents and replicators are valid; they renew them themselves.
 pub const CERTIFICATE_DAYS: u32 = 7;
@@ -199,12 +200,16 @@ pub async fn agent_poll(
 ) -> LinkResult<AgentDirective> {
     let id = agent_of(identity)?;
     let now = ports.clock.now();
-    let (server, ()) = repo::update_server(ports, &id, |server| {
+    let (server, initiates_again) = repo::update_server(ports, &id, |server| {
         from_serial_on(&mut server.internal.certificate_serials, &identity.serial)?;
+        let provisioning = server.internal.provisioning.clone();
         observe::hear_agent(server, report, now);
-        Ok::<_, OperationError>(())
+        Ok::<_, OperationError>(server.internal.provisioning != provisioning)
     })
     .await?;
+    if initiates_again {
+        jobs::start_provision(ports, &server).await?;
+    }
     if report.uninstalling && server.data_replication_info.data_replication_state.is_active() {
         crate::operations::disconnect_from_service(ports, &id).await?;
     }
@@ -212,7 +217,7 @@ pub async fn agent_poll(
 }
 
 /// Checks a certificate against those that its holder may use; a new one that is used makes the older ones invalid.
-fn from_serial_on(serials: &mut Vec<String>, serial: &str) -> PortResult<()> {
+pub(crate) fn from_serial_on(serials: &mut Vec<String>, serial: &str) -> PortResult<()> {
     match serials.iter().position(|s| s == serial) {
         Some(position) => {
             serials.drain(..position);
@@ -363,7 +368,13 @@ pub async fn replicator_poll(
     let (replicator, ()) = repo::update_replicator(ports, &id, |replicator| {
         from_serial_on(&mut replicator.certificate_serials, &identity.serial)?;
         replicator.last_seen = Some(now);
+        replicator.missed_checks = 0;
         replicator.addresses.clone_from(&addresses);
+        for assignment in &mut replicator.assignments {
+            let volumes = report.servers.iter().filter(|s| s.server == assignment.server).flat_map(|s| &s.volumes);
+            let synced = volumes.filter(|v| v.volume == assignment.volume).map(|v| v.synced_bytes).max().unwrap_or(0);
+            assignment.initialized |= synced > 0 && synced >= assignment.size_bytes;
+        }
         Ok(())
     })
     .await?;
@@ -389,23 +400,28 @@ async fn record_server_report(
     match recorded.await {
         // Deleted while its replicator was still told of it.
         Err(OperationError::Port(e)) if e.is_not_found() => Ok(()),
-        other => other.map(|_| ()),
+        Err(error) => Err(error),
+        Ok((server, ())) => Ok(snapshot::on_report(ports, &server).await?),
     }
 }
 
 async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> LinkResult<ReplicatorDirective> {
     let mut releases = std::collections::BTreeMap::new();
+    let mut keys = std::collections::BTreeMap::new();
     let mut soonest_ms = POLL_AFTER_MS;
     for assignment in &replicator.assignments {
         if let Some((server, _)) = repo::find::<SourceServer>(ports, assignment.server.as_str()).await? {
             soonest_ms = soonest_ms.min(poll_after_ms(&server));
             releases.insert(assignment.server.clone(), server.internal.checkpoint.released);
+            if !keys.contains_key(&assignment.server) {
+                keys.insert(assignment.server.clone(), data_keys::of(ports, &server).await?);
+            }
         }
     }
     Ok(ReplicatorDirective {
         assignments: replicator.assignments,
         releases,
-        data_keys: std::collections::BTreeMap::new(),
+        data_keys: keys,
         poll_after_ms: soonest_ms,
     })
 }
@@ -414,7 +430,7 @@ fn agent_of(identity: &CertificateIdentity) -> LinkResult<ServerId> {
     identity.server.clone().ok_or_else(|| denied("the certificate is not an agent's"))
 }
 
-fn replicator_of(identity: &CertificateIdentity) -> LinkResult<ReplicatorId> {
+pub(crate) fn replicator_of(identity: &CertificateIdentity) -> LinkResult<ReplicatorId> {
     identity.replicator.clone().ok_or_else(|| denied("the certificate is not a replication server's"))
 }
 

@@ -5,7 +5,8 @@ use rehost_model::observed::{
     AGENT_NOT_SEEN_AFTER_MS, InitiationProgress, Observed, ReplicationFacts, data_replication_state,
 };
 use rehost_model::replication::{
-    DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationState, InitiationStepStatus,
+    DataReplicationError, DataReplicationErrorString, DataReplicationInfo, DataReplicationInitiation,
+    DataReplicationState, InitiationStepStatus,
 };
 use rehost_model::{IsoDuration, SourceServer, Timestamp};
 
@@ -23,7 +24,7 @@ pub(crate) fn hear_agent(server: &mut SourceServer, report: &AgentReport, now: T
     if info.data_replication_state.is_active() && !report.disks.is_empty() {
         info.replicated_disks.clone_from(&report.disks);
     }
-    follow_grown_disks(server);
+    follow_disks(server, now);
     refresh(server, now);
 }
 
@@ -32,15 +33,30 @@ fn has_stopped(stop_requested: bool, phase: AgentPhase) -> bool {
     phase == AgentPhase::Stopped || stop_requested && matches!(phase, AgentPhase::Waiting | AgentPhase::Paused)
 }
 
-/// A disk that grew is followed without being asked: without its new part the copy would be none.
-fn follow_grown_disks(server: &mut SourceServer) {
+/// A disk that grew is followed without being asked: without its new part the copy would be none. A disk that came is
+/// followed where the settings say so.
+fn follow_disks(server: &mut SourceServer, now: Timestamp) {
+    if !server.data_replication_info.data_replication_state.is_active() || server.is_leaving() {
+        return;
+    }
     let internal = &mut server.internal;
+    let mut grew = false;
     for disk in &mut internal.staging {
-        let now = internal.observed.inventory.iter().find(|seen| seen.device_name == disk.device_name);
-        let grown = now.map(|seen| seen.size_bytes).filter(|size| *size > disk.size_bytes);
-        if grown > disk.grow_to {
-            disk.grow_to = grown;
+        let seen = internal.observed.inventory.iter().find(|seen| seen.device_name == disk.device_name);
+        let size = seen.map(|seen| seen.size_bytes).filter(|size| *size > disk.size_bytes);
+        if size > disk.grow_to {
+            disk.grow_to = size;
+            grew = true;
         }
+    }
+    if grew {
+        server.initiate_again(now);
+    }
+    if server.internal.auto_add_disks {
+        let names: Vec<_> = server.new_disks().map(|disk| disk.device_name.clone()).collect();
+        names.iter().for_each(|name| {
+            server.plan_disk(name, now);
+        });
     }
 }
 
@@ -60,6 +76,7 @@ pub(crate) fn hear_replicator(server: &mut SourceServer, report: &ServerReport, 
         checkpoint.reached_at = Some(now);
     }
     checkpoint.held = report.held;
+    checkpoint.consistency = report.consistency;
     checkpoint.expired = checkpoint.expired.max(report.expired);
     internal.observed.hear_replicator(report);
     refresh(server, now);
@@ -122,13 +139,11 @@ pub(crate) fn is_heard(server: &SourceServer, now: Timestamp) -> bool {
 }
 
 fn initiation_progress(info: &DataReplicationInfo) -> InitiationProgress {
-    let current = info.data_replication_initiation.as_ref().and_then(|i| {
-        let current = i.current()?;
-        i.steps.iter().find(|step| step.name == current)
-    });
-    match current.map(|step| step.status) {
+    let initiation = info.data_replication_initiation.as_ref().filter(|i| i.current().is_some());
+    let failed = |i: &DataReplicationInitiation| i.steps.iter().any(|s| s.status == InitiationStepStatus::Failed);
+    match initiation {
         None => InitiationProgress::Over,
-        Some(InitiationStepStatus::Failed) => InitiationProgress::Failed,
+        Some(initiation) if failed(initiation) => InitiationProgress::Failed,
         Some(_) => InitiationProgress::UnderWay,
     }
 }

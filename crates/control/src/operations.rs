@@ -1,17 +1,25 @@
 //! What the API does: MGN's operations, checked against the lifecycle before anything is written.
 
+mod disks;
+mod replication;
+mod settings;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use rehost_model::job::{InitiatedBy, JobLogItem};
-use rehost_model::launch::{BootMode, Probe};
 use rehost_model::lifecycle::{IllegalTransition, LifeCycleCommand, may_archive};
+use rehost_model::replication::DataReplicationState;
 use rehost_model::server::{LaunchRecord, LaunchRecordEntry};
-use rehost_model::settings::MigrationPolicy;
 use rehost_model::{Job, JobId, LifeCycleState, ServerId, SourceServer, Timestamp};
-use serde::{Deserialize, Serialize};
 
 use crate::ports::Ports;
-use crate::{PortError, jobs, repo};
+use crate::{PortError, jobs, observe, repo};
+
+pub use disks::add_disk;
+pub use replication::{
+    pause_replication, resume_replication, retry_data_replication, start_replication, stop_replication,
+};
+pub use settings::{ReplicationChange, ServerSettings, update_replication_configuration, update_server_settings};
 
 /// The most servers that one job may have (MGN's documented quota).
 pub const MAX_SERVERS_PER_JOB: usize = 200;
@@ -80,6 +88,8 @@ pub async fn describe_source_servers(ports: &Ports, filter: &ServerFilter) -> Op
     let archived = filter.is_archived.unwrap_or(false);
     let states = &filter.states;
     servers.retain(|s| s.is_archived == archived && (states.is_empty() || states.contains(&s.life_cycle.state)));
+    let now = ports.clock.now();
+    servers.iter_mut().for_each(|server| observe::refresh_figures(server, now));
     Ok(servers)
 }
 
@@ -141,6 +151,10 @@ pub(crate) fn begin_launch(
         let message = format!("the job {active} is at work on the server {id}; wait until it is over");
         return Err(OperationError::conflict(&id, message));
     }
+    if server.data_replication_info.data_replication_state == DataReplicationState::Paused {
+        let message = format!("the replication of the server {id} is PAUSED: a fresh snapshot needs it; resume it first");
+        return Err(OperationError::conflict(&id, message));
+    }
     let before = server.life_cycle.state;
     let initiated = Some(LaunchRecordEntry { api_call_date_time: now, job_id: Some(job.clone()) });
     let record = Some(LaunchRecord { initiated, ..LaunchRecord::default() });
@@ -175,7 +189,11 @@ pub async fn change_server_life_cycle_state(
         let entry = Some(LaunchRecordEntry { api_call_date_time: now, job_id: None });
         let life_cycle = &mut server.life_cycle;
         match before {
-            LifeCycleState::CuttingOver => life_cycle.last_cutover.get_or_insert_default().reverted = entry,
+            LifeCycleState::CuttingOver => {
+                life_cycle.last_cutover.get_or_insert_default().reverted = entry;
+                // The source is the one that counts again.
+                server.internal.fence = None;
+            }
             _ if target == LifeCycleState::ReadyForCutover => {
                 life_cycle.last_test.get_or_insert_default().finalized = entry;
             }
@@ -314,63 +332,6 @@ pub async fn describe_jobs(ports: &Ports, filter: &JobFilter) -> OperationResult
 pub async fn describe_job_log_items(ports: &Ports, id: &JobId) -> OperationResult<Vec<JobLogItem>> {
     let job: Job = repo::load(ports, id.as_str()).await.map_err(|e| not_found(e, "Job", id.as_str()))?;
     Ok(job.log)
-}
-
-/// What a user may set for one server; `None` leaves a setting as it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct ServerSettings {
-    pub probes: Option<Vec<Probe>>,
-    pub verify_timeout_seconds: Option<u64>,
-    pub policy: Option<MigrationPolicy>,
-    pub boot_mode: Option<BootMode>,
-    /// Mbit/s; 0 means no limit.
-    pub bandwidth_throttling: Option<u64>,
-}
-
-/// Changes the settings of a server; an empty change reads it.
-///
-/// # Errors
-/// `NotFound`; `Validation` for values out of range.
-pub async fn update_server_settings(
-    ports: &Ports,
-    id: &ServerId,
-    settings: &ServerSettings,
-) -> OperationResult<SourceServer> {
-    let out_of_range = |field, message: &str| Err(OperationError::Validation { field, message: message.to_owned() });
-    if settings.bandwidth_throttling.is_some_and(|mbit| mbit > MAX_BANDWIDTH_MBIT) {
-        return out_of_range("bandwidthThrottling", "must be 0 (no limit) to 10000 Mbit/s");
-    }
-    if settings.verify_timeout_seconds.is_some_and(|s| !(10..=86_400).contains(&s)) {
-        return out_of_range("verifyTimeoutSeconds", "must be 10 to 86400 seconds");
-    }
-    if settings.probes.as_ref().is_some_and(|p| p.len() > 16) {
-        return out_of_range("probes", "at most 16 probes");
-    }
-    let changed = repo::update_server(ports, id, |server| {
-        apply_settings(server, settings);
-        Ok::<_, OperationError>(())
-    });
-    changed.await.map(|(server, ())| server).map_err(|e| e.about("SourceServer", id.as_str()))
-}
-
-fn apply_settings(server: &mut SourceServer, settings: &ServerSettings) {
-    let internal = &mut server.internal;
-    if let Some(probes) = &settings.probes {
-        internal.launch.probes.clone_from(probes);
-    }
-    if let Some(seconds) = settings.verify_timeout_seconds {
-        internal.launch.verify_timeout_seconds = seconds;
-    }
-    if let Some(policy) = &settings.policy {
-        internal.policy = policy.clone();
-    }
-    if let Some(boot_mode) = settings.boot_mode {
-        internal.launch.boot_mode = boot_mode;
-    }
-    if let Some(mbit) = settings.bandwidth_throttling {
-        internal.replication.settings.bandwidth_throttling = mbit;
-    }
 }
 
 fn check_server_list(servers: &[ServerId]) -> OperationResult<()> {

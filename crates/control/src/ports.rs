@@ -259,6 +259,10 @@ pub trait Compute: Send + Sync {
     /// Deletes a volume; `Conflict` while an instance or a replication server uses it.
     async fn delete_volume(&self, volume: &VolumeId) -> PortResult<()>;
 
+    /// Makes a volume larger, also while it is attached and in use; what is new of it is zeros. A success when it is as large or
+    /// larger already: a volume never shrinks.
+    async fn modify_volume(&self, volume: &VolumeId, size_bytes: u64) -> PortResult<()>;
+
     /// Attaches a staging volume to a replication server; gives where it is found there (see `Assignment::location`).
     async fn attach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<String>;
 

@@ -1,4 +1,5 @@
-//! The rule that makes migrations event-driven: *Source Server Registered* starts `migrate`.
+//! The rule that makes migrations event-driven: *Source Server Registered* and *Source Server Replication Start Requested* start
+//! `migrate`.
 //!
 //! On AWS it is a rule of EventBridge; a region without a bus wraps its events in [`RuledEvents`].
 
@@ -29,7 +30,7 @@ impl RuledEvents {
 impl Events for RuledEvents {
     async fn publish(&self, event: &Event) -> PortResult<()> {
         self.inner.publish(event).await?;
-        if event.detail_type != EventType::Registered {
+        if !matches!(event.detail_type, EventType::Registered | EventType::ReplicationStartRequested) {
             return Ok(());
         }
         let server = &event.detail.source_server_id;

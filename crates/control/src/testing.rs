@@ -39,11 +39,15 @@ pub(crate) struct World {
     pub(crate) resources: BTreeMap<String, (ResourceKind, Tags)>,
     pub(crate) tokens: BTreeMap<String, String>,
     pub(crate) enrol_tokens: BTreeMap<String, String>,
+    /// Sizes of volumes that were modified.
+    pub(crate) grown: BTreeMap<String, u64>,
     /// Tasks that wait, by their tokens: the executions that they belong to.
     pub(crate) waiting: BTreeMap<String, String>,
     /// What became of tasks that waited, by their executions.
     pub(crate) reported: BTreeMap<String, TaskOutcome>,
     pub(crate) heartbeats: BTreeMap<String, usize>,
+    /// Tokens that were given out.
+    pub(crate) calls_of_tokens: usize,
     /// Executions that are over.
     pub(crate) ended: BTreeMap<String, ExecutionStatus>,
     /// What is in snapshots; nothing unless it is put there.
@@ -269,6 +273,14 @@ impl Compute for Fake {
 
     async fn delete_volume(&self, volume: &VolumeId) -> PortResult<()> {
         self.remove(volume.as_str())
+    }
+
+    async fn modify_volume(&self, volume: &VolumeId, size_bytes: u64) -> PortResult<()> {
+        self.call(|world| {
+            let size = world.grown.entry(volume.to_string()).or_default();
+            *size = size_bytes.max(*size);
+            Ok(())
+        })
     }
 
     async fn attach_volume(&self, volume: &VolumeId, _: &InstanceId) -> PortResult<String> {

@@ -28,6 +28,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::replication::DataReplicationState;
+
 /// MGN's `LifeCycleState`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -188,6 +190,85 @@ pub fn may_archive(state: LifeCycleState) -> bool {
     matches!(state, LifeCycleState::Cutover | LifeCycleState::Disconnected)
 }
 
+/// What a user asks of a server's data replication; its states are those of [`DataReplicationState`].
+///
+/// | command | possible while the replication is |
+/// |---|---|
+/// | Pause | anything but PAUSED, STOPPED, DISCONNECTED |
+/// | Resume | PAUSED |
+/// | Stop | anything but STOPPED, DISCONNECTED |
+/// | Start | STOPPED |
+/// | Retry | STALLED |
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicationCommand {
+    Pause,
+    Resume,
+    Stop,
+    Start,
+    Retry,
+}
+
+impl ReplicationCommand {
+    fn possible_in(self) -> &'static [DataReplicationState] {
+        use DataReplicationState as S;
+        match self {
+            Self::Pause => {
+                &[S::Initiating, S::InitialSync, S::Backlog, S::CreatingSnapshot, S::Continuous, S::Rescan, S::Stalled]
+            }
+            Self::Resume => &[S::Paused],
+            Self::Stop => &[
+                S::Initiating,
+                S::InitialSync,
+                S::Backlog,
+                S::CreatingSnapshot,
+                S::Continuous,
+                S::Paused,
+                S::Rescan,
+                S::Stalled,
+            ],
+            Self::Start => &[S::Stopped],
+            Self::Retry => &[S::Stalled],
+        }
+    }
+}
+
+/// In MGN's words.
+impl fmt::Display for ReplicationCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pause => "PauseReplication",
+            Self::Resume => "ResumeReplication",
+            Self::Stop => "StopReplication",
+            Self::Start => "StartReplication",
+            Self::Retry => "RetryDataReplication",
+        })
+    }
+}
+
+/// A command that the state of the data replication does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{command} is not possible while the data replication is {state}; it is possible in: {}", listed(.command.possible_in()))]
+pub struct IllegalReplicationCommand {
+    pub state: DataReplicationState,
+    pub command: ReplicationCommand,
+}
+
+fn listed(states: &[DataReplicationState]) -> String {
+    states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether `command` is possible in `state`.
+///
+/// # Errors
+/// [`IllegalReplicationCommand`] where the table above says no.
+pub fn check_replication(
+    state: DataReplicationState,
+    command: ReplicationCommand,
+) -> Result<(), IllegalReplicationCommand> {
+    let possible = command.possible_in().contains(&state);
+    if possible { Ok(()) } else { Err(IllegalReplicationCommand { state, command }) }
+}
+
 #[cfg(test)]
 mod tests {
     use LifeCycleCommand as C;
@@ -246,6 +327,14 @@ mod tests {
         assert!(transition(S::CuttingOver, C::StopReplication).is_err());
         assert_eq!(transition(S::Testing, C::StopReplication), Ok(S::Stopped));
         assert_eq!(transition(S::Stopped, C::StartReplication), Ok(S::NotReady));
+    }
+
+    #[test]
+    fn replication_is_resumed_only_from_a_pause() {
+        let resume = |state| check_replication(state, ReplicationCommand::Resume);
+        assert!(resume(DataReplicationState::Paused).is_ok());
+        let error = resume(DataReplicationState::Continuous).unwrap_err().to_string();
+        assert!(error.contains("ResumeReplication") && error.ends_with("in: PAUSED"), "{error}");
     }
 
     #[test]

@@ -21,10 +21,33 @@ pub enum DataReplicationState {
 }
 
 impl DataReplicationState {
+    /// MGN's name of the state, such as `INITIAL_SYNC`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "STOPPED",
+            Self::Initiating => "INITIATING",
+            Self::InitialSync => "INITIAL_SYNC",
+            Self::Backlog => "BACKLOG",
+            Self::CreatingSnapshot => "CREATING_SNAPSHOT",
+            Self::Continuous => "CONTINUOUS",
+            Self::Paused => "PAUSED",
+            Self::Rescan => "RESCAN",
+            Self::Stalled => "STALLED",
+            Self::Disconnected => "DISCONNECTED",
+        }
+    }
+
     /// Whether data may flow, is about to, or will again: there are (or are going to be) staging resources.
     #[must_use]
     pub fn is_active(self) -> bool {
         !matches!(self, Self::Stopped | Self::Disconnected)
+    }
+}
+
+impl std::fmt::Display for DataReplicationState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -157,6 +180,12 @@ impl DataReplicationInitiation {
     #[must_use]
     pub fn current(&self) -> Option<InitiationStepName> {
         self.steps.iter().find(|s| !s.status.is_done()).map(|s| s.name)
+    }
+
+    /// Goes back to the beginning without forgetting when that was: steps whose work is done find it so.
+    pub fn reopen(&mut self) {
+        self.steps.iter_mut().for_each(|step| step.status = InitiationStepStatus::NotStarted);
+        self.next_attempt_date_time = None;
     }
 
     /// Records the status of a step; `true` when that changed something.

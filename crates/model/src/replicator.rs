@@ -26,6 +26,9 @@ pub struct ReplicationServer {
     pub assignments: Vec<Assignment>,
     /// No new disks: it is about to be replaced or to go.
     pub draining: bool,
+    /// How often in a row it was looked for and had not reported.
+    #[serde(default)]
+    pub missed_checks: u32,
 }
 
 impl ReplicationServer {
@@ -78,6 +81,7 @@ mod tests {
             addresses: vec![],
             assignments: (0..assigned).map(|_| assignment()).collect(),
             draining: false,
+            missed_checks: 0,
         };
         (replicator, server)
     }

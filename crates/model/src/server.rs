@@ -9,8 +9,10 @@ use crate::launch::{LaunchConfiguration, LaunchedInstance};
 use crate::lifecycle::{IllegalTransition, LifeCycleCommand, LifeCycleState, transition};
 use crate::link::{BootFirmware, CheckpointSettings, FenceId, SourceDisk};
 use crate::observed::{Extras, Observed};
-use crate::replication::{Consistency, DataReplicationError, DataReplicationInfo};
-use crate::settings::{MigrationPolicy, ReplicationConfiguration};
+use crate::replication::{Consistency, DataReplicationError, DataReplicationInfo, DataReplicationInitiation};
+use crate::settings::{
+    MAX_DISKS_PER_SERVER, MigrationPolicy, ReplicatedDiskSettings, ReplicationConfiguration, StagingDiskType,
+};
 use crate::{Epoch, ExecutionId, InstanceId, JobId, ReplicatorId, ServerId, Timestamp, VolumeId};
 
 /// A source server: one aggregate, written under one version.
@@ -52,6 +54,39 @@ impl SourceServer {
             self.internal.disconnects += 1;
             self.internal.step_started = None;
         }
+    }
+
+    /// Has the initiation's steps carried out again, for what changed since; what is done stays. If nobody is at it, a state
+    /// machine of its own is to be: [`ServerInternals::provisioning`].
+    pub fn initiate_again(&mut self, now: Timestamp) {
+        let info = &mut self.data_replication_info;
+        match info.data_replication_initiation.as_mut().filter(|initiation| initiation.current().is_some()) {
+            Some(initiation) => initiation.reopen(),
+            None => {
+                info.data_replication_initiation = Some(DataReplicationInitiation::begin(now));
+                let name = format!("provision-{}-{}", self.source_server_id, now.unix_ms());
+                self.internal.provisioning = Some(ExecutionId(name));
+            }
+        }
+        self.internal.step_started = Some(now);
+    }
+
+    /// Plans the staging disk of a disk that the agent has reported; `false` when it has not, or there is no room.
+    pub fn plan_disk(&mut self, device_name: &str, now: Timestamp) -> bool {
+        let found = self.new_disks().find(|disk| disk.device_name == device_name).cloned();
+        let Some(disk) = found.filter(|_| self.internal.staging.len() < MAX_DISKS_PER_SERVER) else { return false };
+        self.internal.staging.push(StagingDisk {
+            device_name: disk.device_name.clone(),
+            size_bytes: disk.size_bytes,
+            ..StagingDisk::default()
+        });
+        self.internal.replication.replicated_disks.push(ReplicatedDiskSettings {
+            device_name: disk.device_name,
+            is_boot_disk: false,
+            staging_disk_type: StagingDiskType::Auto,
+        });
+        self.initiate_again(now);
+        true
     }
 
     /// Gives the launched instance up: from now on it is on its way out. Its id, if there is one.
@@ -137,6 +172,9 @@ pub struct ServerInternals {
     /// Staging disks, in the order of the source's disks.
     pub staging: Vec<StagingDisk>,
     pub replicator: Option<ReplicatorId>,
+    /// The replication server that is being replaced, until its volumes are detached from it.
+    #[serde(default)]
+    pub former_replicator: Option<ReplicatorId>,
     pub checkpoint: CheckpointProgress,
     /// Whether the agent has a session with the replicator, as that last reported.
     pub replicator_connected: bool,

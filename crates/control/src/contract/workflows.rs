@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use rehost_model::ExecutionId;
+use async_trait::async_trait;
+use rehost_model::{ExecutionId, TaskToken};
 use serde_json::{Value, json};
 
 use crate::PortErrorKind;
-use crate::ports::{ExecutionStatus, Workflows};
+use crate::ports::{ExecutionStatus, TaskOutcome, Workflows};
 
 /// How long an execution of the machines below may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,18 +21,96 @@ pub struct Machines<'a> {
     pub fails: &'a str,
     /// Waits for an hour.
     pub waits: &'a str,
+    /// Hands the token of its only task to [`Tokens`], and waits for it for an hour; its output is what is reported.
+    pub awaits: &'a str,
+    /// As `awaits`, with `HeartbeatSeconds` of 2.
+    pub listens: &'a str,
+}
+
+/// Where the tokens of tasks are found that wait.
+#[async_trait]
+pub trait Tokens: Send + Sync {
+    /// The token that the task of this execution last was given; waits until there is one.
+    async fn of(&self, execution: &ExecutionId) -> TaskToken;
 }
 
 /// The whole contract.
 ///
 /// # Panics
 /// When the implementation breaks it.
-pub async fn suite(workflows: &dyn Workflows, machines: Machines<'_>) {
+pub async fn suite(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
     an_execution_ends_with_its_output(workflows, machines.echo).await;
     a_failure_tells_error_and_cause(workflows, machines.fails).await;
     starting_twice_is_starting_once(workflows, machines).await;
     stopping_aborts_and_is_idempotent(workflows, machines).await;
     what_does_not_exist_is_told(workflows).await;
+    a_report_ends_the_task_once(workflows, machines.awaits, tokens).await;
+    a_reported_failure_is_that_of_the_task(workflows, machines.awaits, tokens).await;
+    a_token_dies_with_its_execution(workflows, machines.awaits, tokens).await;
+    what_is_no_token_is_refused(workflows).await;
+    heartbeats_keep_a_task_waiting(workflows, machines.listens, tokens).await;
+}
+
+async fn awaiting(workflows: &dyn Workflows, machine: &str, name: &str, tokens: &dyn Tokens) -> (ExecutionId, TaskToken) {
+    let id = ExecutionId(name.to_owned());
+    workflows.start(machine, &id, json!({"execution": name})).await.expect("start succeeds");
+    let token = tokens.of(&id).await;
+    assert_eq!(workflows.status(&id).await, Ok(Some(ExecutionStatus::Running)), "it waits");
+    (id, token)
+}
+
+async fn refused(workflows: &dyn Workflows, token: &TaskToken) {
+    let outcome = TaskOutcome::Success(json!("late"));
+    let reported = workflows.report(token, outcome).await.expect_err("nobody waits for this report");
+    assert!(matches!(reported.kind, PortErrorKind::NotFound | PortErrorKind::Invalid), "{reported:?}");
+    let heard = workflows.heartbeat(token).await.expect_err("nobody listens");
+    assert!(matches!(heard.kind, PortErrorKind::NotFound | PortErrorKind::Invalid), "{heard:?}");
+}
+
+async fn a_report_ends_the_task_once(workflows: &dyn Workflows, awaits: &str, tokens: &dyn Tokens) {
+    let (id, token) = awaiting(workflows, awaits, "reported", tokens).await;
+    workflows.heartbeat(&token).await.expect("it listens");
+    workflows.report(&token, TaskOutcome::Success(json!({"epoch": 7}))).await.expect("it waits for the report");
+    assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Succeeded(json!({"epoch": 7})));
+    refused(workflows, &token).await;
+    assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Succeeded(json!({"epoch": 7})), "and nothing changed");
+}
+
+async fn a_reported_failure_is_that_of_the_task(workflows: &dyn Workflows, awaits: &str, tokens: &dyn Tokens) {
+    let (id, token) = awaiting(workflows, awaits, "reported-failed", tokens).await;
+    let (error, cause) = ("NoSpace".to_owned(), "the disk is full".to_owned());
+    workflows.report(&token, TaskOutcome::Failure { error: error.clone(), cause: cause.clone() }).await.expect("it waits");
+    assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Failed { error, cause });
+}
+
+async fn a_token_dies_with_its_execution(workflows: &dyn Workflows, awaits: &str, tokens: &dyn Tokens) {
+    let (id, token) = awaiting(workflows, awaits, "stopped-waiting", tokens).await;
+    workflows.stop(&id, "no longer wanted").await.expect("stop succeeds");
+    refused(workflows, &token).await;
+    assert_eq!(workflows.status(&id).await, Ok(Some(ExecutionStatus::Aborted)));
+}
+
+async fn what_is_no_token_is_refused(workflows: &dyn Workflows) {
+    for text in ["", "x", "reported.00000000000000000000000000000000", "absent.00000000000000000000000000000000"] {
+        refused(workflows, &TaskToken(text.to_owned())).await;
+    }
+}
+
+async fn heartbeats_keep_a_task_waiting(workflows: &dyn Workflows, listens: &str, tokens: &dyn Tokens) {
+    let (heard, token) = awaiting(workflows, listens, "heard", tokens).await;
+    let (unheard, _) = awaiting(workflows, listens, "unheard", tokens).await;
+    let failed = loop {
+        workflows.heartbeat(&token).await.expect("it listens");
+        match workflows.status(&unheard).await.expect("status answers") {
+            Some(ExecutionStatus::Running) => tokio::time::sleep(Duration::from_millis(100)).await,
+            other => break other,
+        }
+    };
+    let Some(ExecutionStatus::Failed { error, .. }) = failed else { panic!("{failed:?}") };
+    assert!(matches!(error.as_str(), "States.HeartbeatTimeout" | "States.Timeout"), "{error}");
+    assert_eq!(workflows.status(&heard).await, Ok(Some(ExecutionStatus::Running)), "it was heard of all the time");
+    workflows.report(&token, TaskOutcome::Success(json!(1))).await.expect("it still waits");
+    assert_eq!(end_of(workflows, &heard).await, ExecutionStatus::Succeeded(json!(1)));
 }
 
 async fn end_of(workflows: &dyn Workflows, id: &ExecutionId) -> ExecutionStatus {

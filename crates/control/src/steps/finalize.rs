@@ -1,15 +1,14 @@
 //! Ends the replication of a server and removes everything it used; what was cut over becomes the user's.
 
 use rehost_model::ledger::{LedgerEntry, Purpose};
+use rehost_model::observed::Observed;
 use rehost_model::replication::DataReplicationState;
-use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::CheckpointProgress;
-use rehost_model::snapshot::SnapshotSet;
-use rehost_model::{JobId, ReplicatorId, SourceServer, Timestamp};
+use rehost_model::{JobId, SourceServer, Timestamp};
 
-use super::{Answer, State, StepError, done, in_progress};
+use super::{Answer, State, StepError, done, in_progress, replicator, snapshot};
 use crate::ports::{Ports, Tags};
-use crate::{PortError, ledger, repo};
+use crate::{ledger, repo};
 
 /// How long the agent may take to confirm that it stopped, before its volumes go anyway; milliseconds.
 const AGENT_LIMIT_MS: u64 = 20_000;
@@ -21,20 +20,24 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     if !server.internal.agent_stopped && waited_ms < AGENT_LIMIT_MS && is_heard_of(&server, ports.clock.now()) {
         return in_progress(1);
     }
-    leave_replicator(ports, &server).await?;
+    replicator::leave_all(ports, &server).await?;
     remove_resources(ports, &server).await?;
-    forget_snapshots(ports, &server).await?;
+    snapshot::forget(ports, &server.source_server_id).await?;
     if anything_is_left(ports, &server).await? {
         // A step of another execution was just making something when this one began.
         return in_progress(1);
     }
     repo::update_server(ports, &server.source_server_id, |server| {
         let internal = &mut server.internal;
-        internal.staging.iter_mut().for_each(|disk| {
-            disk.volume = None;
-            disk.attached = false;
-        });
+        for disk in &mut internal.staging {
+            disk.size_bytes = disk.grow_to.take().unwrap_or(disk.size_bytes);
+            (disk.volume, disk.attached, disk.initialized) = (None, false, false);
+        }
         internal.replicator = None;
+        internal.former_replicator = None;
+        internal.provisioning = None;
+        (internal.paused, internal.fence) = (false, None);
+        internal.observed = Observed { fence: internal.observed.fence.clone(), ..Observed::default() };
         internal.paired_volumes.clear();
         internal.checkpoint = CheckpointProgress::default();
         internal.replicator_connected = false;
@@ -43,8 +46,20 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         internal.terminating.clear();
         (internal.received_bytes, internal.synced_bytes) = (0, 0);
         let info = &mut server.data_replication_info;
-        info.data_replication_state = DataReplicationState::Disconnected;
+        info.data_replication_state = if internal.disconnect_requested {
+            DataReplicationState::Disconnected
+        } else {
+            DataReplicationState::Stopped
+        };
+        internal.stop_requested = false;
         info.data_replication_error = None;
+        if info.data_replication_state == DataReplicationState::Stopped {
+            // It may start anew, and nothing of the past is to be taken for it.
+            info.data_replication_initiation = None;
+            info.last_snapshot_date_time = None;
+            info.replicated_disks.clear();
+        }
+        (info.lag_duration, info.eta_date_time) = (None, None);
         info.replicator_id = None;
         Ok::<_, StepError>(())
     })
@@ -56,7 +71,9 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
 async fn begin(ports: &Ports, server: &SourceServer) -> Result<Timestamp, StepError> {
     let now = ports.clock.now();
     let (_, began) = repo::update_server(ports, &server.source_server_id, |server| {
-        server.request_disconnect();
+        if !server.internal.stop_requested {
+            server.request_disconnect();
+        }
         Ok::<_, StepError>(*server.internal.step_started.get_or_insert(now))
     })
     .await?;
@@ -69,47 +86,13 @@ fn is_heard_of(server: &SourceServer, now: Timestamp) -> bool {
     last.is_some_and(|seen| now.ms_since(seen) < AGENT_LIMIT_MS)
 }
 
-async fn leave_replicator(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    let Some(id) = &server.internal.replicator else {
-        return Ok(());
-    };
-    let Some((replicator, _)) = repo::find::<ReplicationServer>(ports, id.as_str()).await? else {
-        return Ok(());
-    };
-    for assignment in replicator.assignments.iter().filter(|a| a.server == server.source_server_id) {
-        if let Some(instance) = &replicator.instance {
-            ports.compute.detach_volume(&assignment.volume, instance).await?;
-        }
-    }
-    let others: Vec<SourceServer> = repo::list(ports, "").await?;
-    let is_other = |s: &SourceServer| s.source_server_id != server.source_server_id;
-    let wanted = others.iter().any(|s| is_other(s) && s.internal.replicator.as_ref() == Some(id));
-    let (replicator, ()) = repo::update_replicator(ports, id, |replicator| {
-        replicator.assignments.retain(|a| a.server != server.source_server_id);
-        // From here on nobody joins it, so that it can go without taking a newcomer's volumes with it.
-        replicator.draining |= replicator.assignments.is_empty() && !wanted;
-        Ok(())
-    })
-    .await?;
-    if replicator.draining && replicator.assignments.is_empty() {
-        remove_replicator(ports, id, &replicator).await?;
-    }
-    Ok(())
-}
-
-async fn remove_replicator(ports: &Ports, id: &ReplicatorId, replicator: &ReplicationServer) -> Result<(), PortError> {
-    if let Some(instance) = &replicator.instance {
-        ports.compute.terminate_instance(instance).await?;
-    }
-    repo::remove::<ReplicationServer>(ports, id.as_str()).await
-}
-
 /// Everything goes but the instance that the server was cut over to and its volumes: these are only struck out of the ledger.
 async fn remove_resources(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
     let entries = ledger::entries(ports, &server.source_server_id).await?;
     let users_job = users_job(server);
     let is_users = |e: &LedgerEntry| e.purpose == Purpose::Cutover && e.job.is_some() && e.job.as_ref() == users_job;
-    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries.into_iter().partition(is_users);
+    let is_shared = |e: &LedgerEntry| replicator::named_by(e).is_some();
+    let (users, ours): (Vec<LedgerEntry>, Vec<_>) = entries.into_iter().filter(|e| !is_shared(e)).partition(is_users);
     ledger::remove(ports, ours).await?;
     for entry in &users {
         ledger::strike_out(ports, entry).await?;
@@ -130,11 +113,4 @@ async fn anything_is_left(ports: &Ports, server: &SourceServer) -> Result<bool, 
     let tagged = ports.compute.tagged_resources(Some(id)).await?;
     let is_users = |tags: &Tags| tags.get(ledger::PURPOSE_TAG).is_some_and(|purpose| purpose == "cutover");
     Ok(!ledger::entries(ports, id).await?.is_empty() || tagged.iter().any(|resource| !is_users(&resource.tags)))
-}
-
-async fn forget_snapshots(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    for set in repo::list::<SnapshotSet>(ports, &format!("{}/", server.source_server_id)).await? {
-        repo::remove::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?;
-    }
-    Ok(())
 }

@@ -12,7 +12,8 @@ mod launch;
 mod provision;
 mod register;
 mod replication;
-mod snapshot;
+pub(crate) mod replicator;
+pub(crate) mod snapshot;
 mod terminate;
 mod verify;
 
@@ -27,10 +28,11 @@ use crate::ports::{PortResult, Ports};
 use crate::{PortError, PortErrorKind, jobs, repo};
 
 /// Every step, by the name under which state machines call it.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "register",
     "provision",
     "replication-status",
+    "request-checkpoint",
     "snapshot",
     "snapshot-failed",
     "ready-for-test",
@@ -58,6 +60,7 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         "provision" => provision::run(ports, &state).await,
         "replication-status" => replication::status(ports, &state).await,
         "ready-for-test" => replication::ready_for_test(ports, &state).await,
+        "request-checkpoint" => snapshot::request(ports, &state).await,
         "snapshot" => snapshot::run(ports, &state).await,
         "snapshot-failed" => snapshot::failed(ports, &state).await,
         "gate" => gate::run(ports, &state).await,
@@ -75,6 +78,14 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         }
     };
     answer.map(|answer| state.with(answer))
+}
+
+/// Goes on with snapshots that a crash or a lost call cut off. To be called every few seconds.
+///
+/// # Errors
+/// Those of the ports.
+pub async fn go_on_with_snapshots(ports: &Ports) -> PortResult<()> {
+    snapshot::tick(ports).await
 }
 
 /// Why a step failed.
@@ -178,6 +189,13 @@ impl State {
 
     fn execution(&self) -> Result<ExecutionId, StepError> {
         self.member("execution")
+    }
+
+    /// Whether a later execution of `migrate` takes the server along.
+    fn is_superseded(&self, server: &SourceServer) -> bool {
+        let is_chain = |name: &str| name.starts_with("migrate-");
+        let chain = server.internal.chain.as_ref().map(|chain| chain.0.as_str());
+        self.execution().is_ok_and(|mine| is_chain(&mine.0) && chain.is_some_and(|chain| chain != mine.0))
     }
 
     async fn server(&self, ports: &Ports) -> Result<SourceServer, StepError> {

@@ -7,20 +7,22 @@ use rehost_model::ledger::{Purpose, ResourceKind};
 use rehost_model::replication::{
     DataReplicationError, DataReplicationState, InitiationStepName as Name, InitiationStepStatus as Status,
 };
-use rehost_model::replicator::{Assignment, ReplicationServer};
-use rehost_model::{ReplicatorId, SourceServer, VolumeId};
-use sha2::{Digest, Sha256};
+use rehost_model::replicator::Assignment;
+use rehost_model::{SourceServer, VolumeId};
 
-use super::{Answer, State, StepError, done, in_progress, stopped};
+use super::{Answer, State, StepError, done, in_progress, replicator, stopped};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, Ports, ReplicationServerSpec, Tags, VolumeSpec};
-use crate::{PortError, PortErrorKind, repo};
+use crate::ports::{ClientToken, InstanceState, Ports, VolumeSpec};
+use crate::{PortError, PortErrorKind, observe, repo};
 
 /// How long one initiation step may take before it counts as failed; milliseconds.
 const STEP_LIMIT_MS: u64 = 10 * 60 * 1000;
 
 /// How long to wait after a failure before the step is tried again; seconds.
 const RETRY_SECONDS: u64 = 20;
+
+/// How long to wait before a paused replication is looked at again; seconds.
+pub(super) const PAUSED_SECONDS: u64 = 5;
 
 /// What an initiation step came to.
 enum Outcome {
@@ -33,8 +35,14 @@ enum Outcome {
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     loop {
         let server = state.server(ports).await?;
-        if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
+        if server.is_leaving()
+            || !server.data_replication_info.data_replication_state.is_active()
+            || state.is_superseded(&server)
+        {
             return stopped();
+        }
+        if server.internal.paused {
+            return in_progress(PAUSED_SECONDS);
         }
         let initiation = server.data_replication_info.data_replication_initiation.as_ref();
         let Some(step) = initiation.and_then(|i| i.current()) else {
@@ -54,7 +62,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             Err(error) => {
                 // One that went away (with the last server that it served, say) does not come back.
                 if ["NotFound", "ReplicationServerDied"].contains(&error.name.as_str()) {
-                    start_over_with_another(ports, &server).await?;
+                    replicator::start_over_with_another(ports, &server).await?;
                 }
                 fail_step(ports, &server, step, &error).await?;
                 return in_progress(RETRY_SECONDS);
@@ -77,10 +85,13 @@ async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Resul
                 None => Outcome::Skipped,
             }
         }
-        Name::LaunchReplicationServer => launch_replication_server(ports, server).await?,
+        Name::LaunchReplicationServer => {
+            replicator::launch(ports, server).await?;
+            Outcome::Succeeded
+        }
         Name::BootReplicationServer => boot_replication_server(ports, server).await?,
         Name::AuthenticateWithService => {
-            let replicator = replicator_of(ports, server).await?;
+            let replicator = replicator::of(ports, server).await?;
             let authenticated = replicator.last_seen.is_some() && !replicator.addresses.is_empty();
             outcome(authenticated, "the replication server has not authenticated")
         }
@@ -104,90 +115,8 @@ async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Resul
     })
 }
 
-async fn launch_replication_server(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
-    let replicator = match &server.internal.replicator {
-        Some(id) => repo::load::<ReplicationServer>(ports, id.as_str()).await?,
-        None => choose_replicator(ports, server).await?,
-    };
-    if replicator.instance.is_none() {
-        let token = ClientToken::derive(&[replicator.id.as_str(), "launch"]);
-        let spec = replication_server_spec(ports, server, &replicator).await?;
-        let instance = ports.compute.launch_replication_server(&spec, &token).await?;
-        repo::update_replicator(ports, &replicator.id, |r| {
-            r.instance = Some(instance.clone());
-            Ok(())
-        })
-        .await?;
-    }
-    Ok(Outcome::Succeeded)
-}
-
-async fn replication_server_spec(
-    ports: &Ports,
-    server: &SourceServer,
-    replicator: &ReplicationServer,
-) -> Result<ReplicationServerSpec, StepError> {
-    let settings = server.internal.replication.settings.clone();
-    let sealed = hex::decode(&replicator.enrol_token_sealed)
-        .map_err(|e| PortError::invalid(format!("the sealed token of {}: {e}", replicator.id)))?;
-    let enrol_token = ports.keys.open(&sealed, replicator.id.as_str()).await?;
-    let enrol_token =
-        String::from_utf8(enrol_token).map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
-    Ok(ReplicationServerSpec {
-        id: replicator.id.clone(),
-        security_group: ports.compute.ensure_security_group(&settings).await?,
-        tags: Tags::from([("rehost:replicator".to_owned(), replicator.id.to_string())]),
-        settings,
-        enrol_token,
-    })
-}
-
-/// One with room, or a new one; and the server remembers it.
-async fn choose_replicator(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
-    let dedicated = server.internal.replication.settings.use_dedicated_replication_server;
-    let disks = server.internal.staging.len();
-    let all: Vec<ReplicationServer> = repo::list(ports, "").await?;
-    let chosen = match all.into_iter().find(|r| r.has_room_for(&server.source_server_id, disks, dedicated)) {
-        Some(replicator) => replicator,
-        None => new_replicator(ports, dedicated).await?,
-    };
-    set_replicator(ports, server, Some(chosen.id.clone())).await?;
-    Ok(chosen)
-}
-
-async fn set_replicator(ports: &Ports, server: &SourceServer, id: Option<ReplicatorId>) -> Result<(), StepError> {
-    repo::update_server(ports, &server.source_server_id, |server| {
-        server.internal.replicator.clone_from(&id);
-        server.data_replication_info.replicator_id.clone_from(&id);
-        Ok::<_, StepError>(())
-    })
-    .await
-    .map(|_| ())
-}
-
-async fn new_replicator(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepError> {
-    let id = ReplicatorId::generate();
-    let mut token = [0u8; 32];
-    getrandom::fill(&mut token).map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
-    let token = hex::encode(token);
-    let replicator = ReplicationServer {
-        enrol_token_sha256: hex::encode(Sha256::digest(token.as_bytes())),
-        enrol_token_sealed: hex::encode(ports.keys.seal(token.as_bytes(), id.as_str()).await?),
-        id,
-        instance: None,
-        dedicated,
-        certificate_serials: Vec::new(),
-        last_seen: None,
-        addresses: Vec::new(),
-        assignments: Vec::new(),
-        draining: false,
-    };
-    repo::create(ports, &replicator).await?;
-    Ok(replicator)
-}
-
 async fn boot_replication_server(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
-    let replicator = replicator_of(ports, server).await?;
+    let replicator = replicator::of(ports, server).await?;
     let Some(instance) = &replicator.instance else {
         return Ok(Outcome::Waiting("the replication server is not launched"));
     };
@@ -227,12 +156,20 @@ async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         })
         .await?;
     }
+    for disk in &server.internal.staging {
+        if let (Some(volume), Some(size_bytes)) = (&disk.volume, disk.grow_to) {
+            ports.compute.modify_volume(volume, size_bytes).await?;
+        }
+    }
     Ok(Outcome::Succeeded)
 }
 
 async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Outcome, StepError> {
     let id = &server.source_server_id;
-    let replicator = replicator_of(ports, server).await?;
+    if !replicator::leave_former(ports, server).await? {
+        return Ok(Outcome::Waiting("the former replication server has not let go of the volumes"));
+    }
+    let replicator = replicator::of(ports, server).await?;
     let instance = replicator.instance.as_ref().ok_or_else(|| {
         StepError::new("ReplicationServerDied", format!("the replication server {} has no machine", replicator.id))
     })?;
@@ -242,8 +179,9 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
             return Ok(Outcome::Waiting("a staging disk does not exist"));
         };
         let location = ports.compute.attach_volume(volume, instance).await?;
-        let (server, volume) = (id.clone(), volume.clone());
-        assignments.push(Assignment { server, volume, size_bytes: disk.size_bytes, location, initialized: false });
+        let (server, volume, initialized) = (id.clone(), volume.clone(), disk.initialized);
+        let size_bytes = disk.grow_to.unwrap_or(disk.size_bytes);
+        assignments.push(Assignment { server, volume, size_bytes, location, initialized });
     }
     let assigned = repo::update_replicator(ports, &replicator.id, |replicator| {
         replicator.assignments.retain(|a| a.server != *id);
@@ -256,45 +194,22 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     });
     if let Err(error) = assigned.await {
         if error.kind == PortErrorKind::Quota {
-            start_over_with_another(ports, server).await?;
+            replicator::start_over_with_another(ports, server).await?;
         }
         return Err(error.into());
     }
     repo::update_server(ports, id, |server| {
-        server.internal.staging.iter_mut().for_each(|disk| disk.attached = true);
+        for disk in &mut server.internal.staging {
+            // A disk may have come, or grown once more, while these were attached: that is for the next time.
+            let Some(assigned) = assignments.iter().find(|a| disk.volume.as_ref() == Some(&a.volume)) else { continue };
+            disk.attached = true;
+            disk.size_bytes = assigned.size_bytes;
+            disk.grow_to = disk.grow_to.filter(|size| *size > assigned.size_bytes);
+        }
         Ok::<_, StepError>(())
     })
     .await?;
     Ok(Outcome::Succeeded)
-}
-
-async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    if let Some(id) = &server.internal.replicator {
-        let avoided = repo::update_replicator(ports, id, |replicator| {
-            replicator.draining |= replicator.assignments.is_empty();
-            Ok(())
-        });
-        // It may not exist any more: then nobody chooses it either.
-        avoided.await.map(|_| ()).or_else(|e| if e.is_not_found() { Ok(()) } else { Err(e) })?;
-    }
-    set_replicator(ports, server, None).await?;
-    repo::update_server(ports, &server.source_server_id, |server| {
-        if let Some(initiation) = &mut server.data_replication_info.data_replication_initiation {
-            for step in [Name::LaunchReplicationServer, Name::BootReplicationServer, Name::AuthenticateWithService] {
-                initiation.record(step, Status::NotStarted);
-            }
-        }
-        Ok::<_, StepError>(())
-    })
-    .await
-    .map(|_| ())
-}
-
-async fn replicator_of(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
-    let id = server.internal.replicator.as_ref().ok_or_else(|| {
-        StepError::new("NotFound", format!("the server {} has no replication server", server.source_server_id))
-    })?;
-    Ok(repo::load(ports, id.as_str()).await?)
 }
 
 fn volumes_of(server: &SourceServer) -> Vec<VolumeId> {
@@ -319,13 +234,19 @@ async fn begin_step(ports: &Ports, server: &SourceServer, step: Name) -> Result<
 }
 
 async fn finish_step(ports: &Ports, server: &SourceServer, step: Name, status: Status) -> Result<(), StepError> {
+    let now = ports.clock.now();
     repo::update_server(ports, &server.source_server_id, |server| {
         let info = &mut server.data_replication_info;
         info.data_replication_error = None;
         if let Some(initiation) = &mut info.data_replication_initiation {
             initiation.record(step, status);
             if initiation.current().is_none() {
-                info.data_replication_state = DataReplicationState::InitialSync;
+                server.internal.provisioning = None;
+                if info.last_snapshot_date_time.is_none() {
+                    info.data_replication_state = DataReplicationState::InitialSync;
+                } else {
+                    observe::refresh(server, now);
+                }
             }
         }
         Ok::<_, StepError>(())

@@ -11,11 +11,15 @@ use crate::repo;
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let replicate = state.member::<Option<bool>>("replicate")?.unwrap_or(true);
     let now = ports.clock.now();
+    let execution = state.execution()?;
     let (server, ()) = repo::update_server(ports, &state.server_id()?, |server| {
         plan_disks(server);
+        // Whoever comes last takes the server along; an earlier execution that still waits for something gives up.
+        server.internal.chain = Some(execution.clone());
+        let leaving = server.is_leaving();
         let info = &mut server.data_replication_info;
         // An installation that is repeated while data flows goes on; only a stopped replication begins.
-        if replicate && info.data_replication_state == DataReplicationState::Stopped {
+        if replicate && !leaving && info.data_replication_state == DataReplicationState::Stopped {
             info.data_replication_state = DataReplicationState::Initiating;
             info.data_replication_initiation = Some(DataReplicationInitiation::begin(now));
             server.internal.step_started = Some(now);

@@ -10,7 +10,8 @@ use crate::repo;
 /// `DONE` once the first copy of every disk is durable.
 pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
-    if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
+    let is_active = server.data_replication_info.data_replication_state.is_active();
+    if server.is_leaving() || !is_active || state.is_superseded(&server) {
         return stopped();
     }
     let total_bytes: u64 = server.internal.staging.iter().map(|disk| disk.size_bytes).sum();

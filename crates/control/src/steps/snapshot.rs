@@ -1,26 +1,29 @@
-//! A snapshot of a server at a checkpoint: ask for the checkpoint, wait until the replicator holds the volumes still at it, take
-//! the snapshots, end the hold, and count them only if the hold lasted.
+//! A snapshot of a server at a checkpoint: ask for the checkpoint and wait by task token until the replicator holds the volumes
+//! still at it (`request-checkpoint`); then take the snapshots, end the hold, and count them only if the hold lasted (`snapshot`).
+
+mod checkpoint;
 
 use rehost_model::ledger::{Purpose, ResourceKind};
 use rehost_model::replication::{DataReplicationError, DataReplicationErrorString};
 use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
-use rehost_model::{Epoch, SnapshotId, SourceServer};
+use rehost_model::{Epoch, ServerId, SnapshotId, SourceServer};
 use serde_json::json;
+
+pub(crate) use checkpoint::{on_report, tick};
+pub(super) use checkpoint::request;
 
 use super::{Answer, State, StepError, in_progress, stopped};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, Ports, SnapshotState};
-use crate::{PortError, repo};
-
-/// Launchable snapshots that are kept for a server (MGN keeps 5 to 6).
-const KEEP: usize = 5;
+use crate::ports::{ClientToken, ExecutionStatus, Ports, SnapshotState, TaskOutcome};
+use crate::retention::{self, Kept};
+use crate::{PortError, manifest, repo};
 
 /// How long a snapshot may take, the wait for its checkpoint included; milliseconds.
 const LIMIT_MS: u64 = 6 * 3600 * 1000;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
-    if server.internal.disconnect_requested || !server.data_replication_info.data_replication_state.is_active() {
+    if is_stopped(&server) {
         return stopped();
     }
     let set = find_or_request(ports, state, &server).await?;
@@ -28,15 +31,26 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         return Err(timed_out(&server));
     }
     match set.state {
-        SnapshotSetState::Requested => await_checkpoint(ports, &server, set).await,
+        SnapshotSetState::Requested => {
+            // Usually the task before this one waited for it.
+            checkpoint::advance(ports, &server, set, false).await?;
+            in_progress(1)
+        }
         SnapshotSetState::Pending => await_snapshots(ports, &server, set).await,
         SnapshotSetState::Confirming => confirm(ports, &server, set).await,
-        SnapshotSetState::Failed => ask_again(ports, &server, set).await,
+        SnapshotSetState::Failed => {
+            request_again(ports, &server, &set).await?;
+            Ok(json!({"status": "AGAIN", "waitSeconds": 1}))
+        }
         SnapshotSetState::Launchable => {
             retain(ports, &server).await?;
-            Ok(json!({"status": "DONE", "snapshots": set.snapshots, "epoch": set.epoch}))
+            Ok(json!({"status": "DONE", "snapshots": set.snapshots, "epoch": set.epoch, "consistency": set.consistency}))
         }
     }
+}
+
+fn is_stopped(server: &SourceServer) -> bool {
+    server.is_leaving() || !server.data_replication_info.data_replication_state.is_active()
 }
 
 fn timed_out(server: &SourceServer) -> StepError {
@@ -66,28 +80,10 @@ async fn request_checkpoint(ports: &Ports, server: &SourceServer) -> Result<Epoc
     requested.await.map(|(_, epoch)| epoch)
 }
 
-async fn await_checkpoint(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
-    match server.internal.checkpoint.held {
-        Some(held) if held >= set.epoch && held > server.internal.checkpoint.released => {
-            change_set(ports, &set, |set| {
-                set.epoch = held;
-                set.state = SnapshotSetState::Pending;
-            })
-            .await?;
-            in_progress(0)
-        }
-        Some(held) if held < set.epoch && !is_wanted(ports, &set, held).await? => {
-            release_hold(ports, server, held).await?;
-            in_progress(1)
-        }
-        _ => in_progress(1),
-    }
-}
-
 /// Whether another execution still waits for the hold at `held`. One that was asked for and then forgotten (its execution
 /// was cut off in between) would only be in the way until it times out.
 async fn is_wanted(ports: &Ports, mine: &SnapshotSet, held: Epoch) -> Result<bool, StepError> {
-    let sets: Vec<SnapshotSet> = repo::list(ports, &format!("{}/", mine.server)).await?;
+    let sets = sets_of(ports, &mine.server).await?;
     let waits = |set: &SnapshotSet| matches!(set.state, SnapshotSetState::Requested | SnapshotSetState::Pending);
     Ok(sets.iter().any(|set| waits(set) && set.epoch <= held && set.execution != mine.execution))
 }
@@ -110,8 +106,10 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
         return in_progress(1);
     }
     let ended_early = !release_hold(ports, server, set.epoch).await?;
+    let volumes: Vec<_> = server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect();
     change_set(ports, &set, |set| {
         set.snapshots.clone_from(&snapshots);
+        set.volumes.clone_from(&volumes);
         set.state = if ended_early { SnapshotSetState::Failed } else { SnapshotSetState::Confirming };
     })
     .await?;
@@ -183,19 +181,20 @@ async fn fail(ports: &Ports, set: &SnapshotSet, snapshots: Vec<SnapshotId>) -> R
         set.state = SnapshotSetState::Failed;
     })
     .await
+    .map(|_| ())
 }
 
 /// The hold ended too early: what was taken goes, and another checkpoint is asked for.
-async fn ask_again(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
-    delete_snapshots(ports, &set).await?;
+async fn request_again(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result<SnapshotSet, StepError> {
+    delete_snapshots(ports, set).await?;
     let epoch = request_checkpoint(ports, server).await?;
-    change_set(ports, &set, |set| {
+    change_set(ports, set, |set| {
         set.snapshots.clear();
+        set.volumes.clear();
         set.epoch = epoch;
         set.state = SnapshotSetState::Requested;
     })
-    .await?;
-    in_progress(1)
+    .await
 }
 
 /// How long to wait after a failure before another snapshot is tried; seconds.
@@ -205,7 +204,7 @@ const RETRY_SECONDS: u64 = 60;
 /// begins anew.
 pub(super) async fn failed(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
-    if server.internal.disconnect_requested {
+    if server.is_leaving() {
         return stopped();
     }
     discard(ports, state).await?;
@@ -224,37 +223,69 @@ pub(super) async fn failed(ports: &Ports, state: &State) -> Answer {
 pub(super) async fn discard(ports: &Ports, state: &State) -> Result<(), StepError> {
     let id = format!("{}/{}", state.server_id()?, state.execution()?);
     match repo::find::<SnapshotSet>(ports, &id).await? {
-        Some((set, _)) if set.state != SnapshotSetState::Launchable => {
-            delete_snapshots(ports, &set).await?;
-            Ok(repo::remove::<SnapshotSet>(ports, &id).await?)
-        }
+        Some((set, _)) if set.state != SnapshotSetState::Launchable => remove_set(ports, &set).await,
         _ => Ok(()),
     }
+}
+
+/// Removes a set with all that belongs to it. A hold that only it waited for ends, or does not begin.
+async fn remove_set(ports: &Ports, set: &SnapshotSet) -> Result<(), StepError> {
+    let may_hold = !matches!(set.state, SnapshotSetState::Launchable | SnapshotSetState::Failed);
+    if may_hold && !is_wanted(ports, set, set.epoch).await? {
+        match repo::find::<SourceServer>(ports, set.server.as_str()).await? {
+            // Asked for before the server was installed anew: its number means something else now.
+            Some((server, _)) if server.internal.checkpoint.requested < set.epoch => {}
+            Some((server, _)) => drop(release_hold(ports, &server, set.epoch).await?),
+            None => {}
+        }
+    }
+    delete_snapshots(ports, set).await?;
+    manifest::remove(ports, set).await?;
+    Ok(repo::remove::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?)
+}
+
+/// The server's replication ends: its sets go, and whoever waits is told. The snapshots themselves went with the ledger.
+pub(super) async fn forget(ports: &Ports, server: &ServerId) -> Result<(), StepError> {
+    for set in sets_of(ports, server).await? {
+        if let Some(token) = &set.token {
+            checkpoint::report(ports, token, TaskOutcome::Success(json!({"status": "STOPPED"}))).await?;
+        }
+        manifest::remove(ports, &set).await?;
+        repo::remove::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?;
+    }
+    Ok(())
 }
 
 async fn change_set(
     ports: &Ports,
     set: &SnapshotSet,
     change: impl Fn(&mut SnapshotSet) + Send + Sync,
-) -> Result<(), StepError> {
+) -> Result<SnapshotSet, StepError> {
     let id = format!("{}/{}", set.server, set.execution);
-    repo::update(ports, &id, |set: &mut SnapshotSet| {
+    let (set, ()) = repo::update(ports, &id, |set: &mut SnapshotSet| {
         change(set);
         Ok::<_, PortError>(())
     })
     .await?;
-    Ok(())
+    Ok(set)
 }
 
-/// Deletes what is older than the newest few. Copies were made from clones, so nothing that runs depends on it; a launch
-/// that is under way uses the newest.
+async fn sets_of(ports: &Ports, server: &ServerId) -> Result<Vec<SnapshotSet>, PortError> {
+    repo::list(ports, &format!("{server}/")).await
+}
+
+/// Deletes what the policy does not keep. Copies were made from clones, so nothing that runs depends on it; what an execution
+/// that is under way took is its own.
 async fn retain(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    let mut sets: Vec<SnapshotSet> = repo::list(ports, &format!("{}/", server.source_server_id)).await?;
+    let mut sets = sets_of(ports, &server.source_server_id).await?;
     sets.retain(|set| set.state == SnapshotSetState::Launchable);
-    sets.sort_by_key(|set| std::cmp::Reverse(set.epoch));
-    for set in sets.iter().skip(KEEP) {
-        delete_snapshots(ports, set).await?;
-        repo::remove::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?;
+    let kept: Vec<_> = sets.iter().map(|set| Kept { epoch: set.epoch, created: set.created }).collect();
+    let policy = server.internal.replication.settings.retention;
+    for index in retention::expendable(&kept, ports.clock.now(), policy) {
+        let Some(set) = sets.get(index) else { continue };
+        if ports.workflows.status(&set.execution).await? != Some(ExecutionStatus::Running) {
+            remove_set(ports, set).await?;
+        }
     }
     Ok(())
 }

@@ -14,6 +14,8 @@ use rehost_model::server::SourceProperties;
 use rehost_model::{Epoch, Job, JobId, LifeCycleState, ServerId, SourceServer};
 use serde_json::{Value, json};
 
+mod snapshots;
+
 use super::{StepError, run};
 use crate::link::{self, CertificateIdentity};
 use crate::ports::Ports;
@@ -156,8 +158,13 @@ impl Source {
         }
     }
 
-    /// Calls a step until it has nothing left to do, as its state machine would: retryable errors are retried.
-    async fn drive(&mut self, step: &str, mut state: Value) -> Result<Value, StepError> {
+    /// Carries an execution over a step, as its state machine would.
+    async fn drive(&mut self, step: &str, state: Value) -> Result<Value, StepError> {
+        if step == "snapshot" { self.drive_snapshot(state).await } else { self.drive_step(step, state).await }
+    }
+
+    /// Calls a step until it has nothing left to do: retryable errors are retried.
+    async fn drive_step(&mut self, step: &str, mut state: Value) -> Result<Value, StepError> {
         for _ in 0..60 {
             match run(&self.ports, step, state.clone()).await {
                 Ok(answer) if answer["status"] == "IN_PROGRESS" => {

@@ -26,6 +26,7 @@ pub(super) fn volume(server: &ServerId, size_bytes: u64, from_snapshot: Option<S
 async fn keeps_its_promises(compute: &dyn Compute) {
     one_token_means_one_volume(compute).await;
     snapshots_and_clones_are_whole(compute).await;
+    volumes_grow_and_never_shrink(compute).await;
     deleting_twice_is_a_success(compute).await;
     what_does_not_exist_is_not_found(compute).await;
     tagged_resources_are_all_listed(compute).await;
@@ -73,6 +74,25 @@ async fn snapshots_and_clones_are_whole(compute: &dyn Compute) {
         compute.delete_volume(volume).await.unwrap();
     }
     assert!(compute.tagged_resources(Some(&server)).await.unwrap().is_empty());
+}
+
+async fn volumes_grow_and_never_shrink(compute: &dyn Compute) {
+    let server = ServerId::generate();
+    let made = compute.create_volume(&volume(&server, 1 << 20, None), &token(&[server.as_str(), "v"])).await.unwrap();
+    for size_bytes in [2 << 20, 2 << 20, 1 << 20] {
+        compute.modify_volume(&made, size_bytes).await.unwrap();
+    }
+    let taken = token(&[server.as_str(), "s"]);
+    let snapshots = compute.create_snapshots(std::slice::from_ref(&made), &tags(&server), &taken).await.unwrap();
+    let clone = |size_bytes| volume(&server, size_bytes, Some(snapshots[0].clone()));
+    let too_small = compute.create_volume(&clone(1 << 20), &token(&[server.as_str(), "small"])).await;
+    assert_eq!(too_small.unwrap_err().kind, PortErrorKind::Invalid, "the snapshot is as large as the volume has become");
+    let whole = compute.create_volume(&clone(2 << 20), &token(&[server.as_str(), "whole"])).await.unwrap();
+    compute.delete_snapshot(&snapshots[0]).await.unwrap();
+    for volume in [made, whole] {
+        compute.delete_volume(&volume).await.unwrap();
+    }
+    assert!(compute.modify_volume(&VolumeId::generate(), 1 << 20).await.unwrap_err().is_not_found());
 }
 
 async fn deleting_twice_is_a_success(compute: &dyn Compute) {

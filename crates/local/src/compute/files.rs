@@ -138,6 +138,17 @@ pub(super) fn sync_parent(path: &Path) -> PortResult<()> {
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(|e| io_error("sync", parent, &e))
 }
 
+/// Makes a file larger, durably; what is new of it is a hole.
+pub(super) fn grow(path: &Path, size_bytes: u64) -> PortResult<()> {
+    let grown = File::options().write(true).open(path).and_then(|file| {
+        if file.metadata()?.len() < size_bytes {
+            file.set_len(size_bytes)?;
+        }
+        file.sync_all()
+    });
+    grown.map_err(|e| io_error("grow", path, &e))
+}
+
 /// Makes a file's contents durable, whoever wrote them.
 pub(super) fn sync_file(path: &Path) -> PortResult<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|e| io_error("sync", path, &e))

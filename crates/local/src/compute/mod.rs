@@ -249,6 +249,11 @@ impl Compute for LocalCompute {
         self.blocking(move |engine| engine.delete_volume(&volume)).await
     }
 
+    async fn modify_volume(&self, volume: &VolumeId, size_bytes: u64) -> PortResult<()> {
+        let volume = volume.clone();
+        self.blocking(move |engine| engine.modify_volume(&volume, size_bytes)).await
+    }
+
     async fn attach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<String> {
         let (volume, instance) = (volume.clone(), replication_server.clone());
         self.blocking(move |engine| engine.attach_volume(&volume, &instance)).await

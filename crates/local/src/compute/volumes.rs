@@ -98,6 +98,17 @@ impl Engine {
         files::sync_parent(&self.layout.volume_record(id))
     }
 
+    /// See [`rehost_control::ports::Compute::modify_volume`]. The image grows first: a record never promises more than there is.
+    pub(super) fn modify_volume(&self, id: &VolumeId, size_bytes: u64) -> PortResult<()> {
+        let _usage = self.locks.lock(USAGE);
+        let record = self.volume_record(id)?.ok_or_else(|| no_volume(id))?;
+        if record.size_bytes >= size_bytes {
+            return Ok(());
+        }
+        files::grow(&self.layout.volume_image(id), size_bytes)?;
+        files::write_json(&self.layout.volume_record(id), &VolumeRecord { size_bytes, ..record })
+    }
+
     /// The instance that has the volume among its disks, or to which it is attached.
     pub(super) fn user_of_volume(&self, id: &VolumeId) -> PortResult<Option<InstanceId>> {
         let attached = self.volume_record(id)?.and_then(|record| record.attached_to);

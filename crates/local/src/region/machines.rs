@@ -4,6 +4,7 @@
 pub(super) fn definitions() -> Vec<(String, String)> {
     let built_in = [
         ("migrate", include_str!("../../../../statemachine/migrate.asl.json")),
+        ("provision", include_str!("../../../../statemachine/provision.asl.json")),
         ("snapshot", include_str!("../../../../statemachine/snapshot.asl.json")),
         ("launch", include_str!("../../../../statemachine/launch.asl.json")),
         ("terminate", include_str!("../../../../statemachine/terminate.asl.json")),

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use rehost_control::authority::{self, Authority};
 use rehost_control::ports::{Clock, Events, Keys, Objects, PortResult, Ports};
 use rehost_control::rules::RuledEvents;
-use rehost_control::{PortError, PortErrorKind, jobs, monitor, steps};
+use rehost_control::{PortError, PortErrorKind, jobs, monitor, schedule, steps};
 use rehost_model::region::LOCAL_REGION;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -53,6 +53,9 @@ const MAX_RUNNING_STEPS: usize = 64;
 
 /// How often it is looked for agents that fell silent.
 const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
+
+/// How often it is looked for snapshots that are due or were cut off.
+const KEEP_SNAPSHOTS_EVERY: Duration = Duration::from_secs(5);
 
 /// The files of a home, by their names in it.
 mod names {
@@ -138,6 +141,7 @@ impl LocalRegion {
         let (compute, ports) = (self.compute.clone(), self.ports.clone());
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         background.spawn(async move { compute.supervise().await });
+        background.spawn(keep_snapshots(ports.clone()));
         background.spawn(look_after(ports));
         Ok(())
     }
@@ -205,7 +209,16 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 async fn look_after(ports: Ports) {
     loop {
         report("it cannot be seen which agents fell silent", monitor::check_agents(&ports).await);
+        report("it cannot be seen which replication servers died", monitor::check_replicators(&ports).await);
         tokio::time::sleep(LOOK_AFTER_EVERY).await;
+    }
+}
+
+/// Takes the snapshots that are due, and goes on with those that were cut off; for ever.
+async fn keep_snapshots(ports: Ports) {
+    loop {
+        report("not every snapshot could go on; it is tried again", schedule::tick(&ports).await);
+        tokio::time::sleep(KEEP_SNAPSHOTS_EVERY).await;
     }
 }
 
