@@ -10,9 +10,7 @@ use std::{
 
 use rehost_link::pki_verify::PeerIdentity;
 use rehost_model::VolumeId;
-use rehost_protocol::{
-    ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome,
-};
+use rehost_protocol::{ByteCount, DiskIndex, DiskOffer, DiskState, ErrorCode, Hello, ProtocolVersion, Welcome};
 
 use super::{
     digests::View,
@@ -122,11 +120,7 @@ pub(super) fn admit(registry: &Registry, peer: &PeerIdentity, hello: &Hello<'_>)
     Ok(Admission { disks: Arc::new(disks), received, held })
 }
 
-fn open_journal(
-    registry: &Registry,
-    peer: &PeerIdentity,
-    hello: &Hello<'_>,
-) -> Result<Option<Arc<Journal>>, Refusal> {
+fn open_journal(registry: &Registry, peer: &PeerIdentity, hello: &Hello<'_>) -> Result<Option<Arc<Journal>>, Refusal> {
     let Some(journal) = opening::open(registry, &peer.server)? else { return Ok(None) };
     let offered = |volume: &VolumeId| hello.disks.iter().any(|offer| offer.volume == volume.as_str());
     if journal.changed().iter().any(|member| !offered(&member.volume)) {

@@ -1,8 +1,6 @@
 //! Answers to digest requests, which see a volume as it will be after the next checkpoint: its journal lies over it.
 
-use rehost_protocol::{
-    ByteCount, ByteOffset, DigestChunk, DigestKey, DigestRunsBuilder, ZeroOrDigest, digest_chunk,
-};
+use rehost_protocol::{ByteCount, ByteOffset, DigestChunk, DigestKey, DigestRunsBuilder, ZeroOrDigest, digest_chunk};
 
 use super::{
     journal::{Journal, Member},

@@ -9,12 +9,7 @@ use std::{
     thread,
 };
 
-use rehost_model::{
-    Epoch, ServerId, VolumeId,
-    link::VolumeManifest,
-    replication::Consistency,
-    replicator::Assignment,
-};
+use rehost_model::{Epoch, ServerId, VolumeId, link::VolumeManifest, replication::Consistency, replicator::Assignment};
 use rehost_protocol::is_zero;
 
 use super::{refusal::Refusal, registry::Registry, volume::Volume};

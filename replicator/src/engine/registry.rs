@@ -177,7 +177,11 @@ impl Registry {
         let mut state = self.lock();
         let State { servers, keys, openers, stopping, .. } = &mut *state;
         for (id, server) in servers.iter().filter(|_| !*stopping) {
-            if server.session.is_none() && server.waits_for_journal() && keys.contains_key(id) && server.journal.is_due() {
+            if server.session.is_none()
+                && server.waits_for_journal()
+                && keys.contains_key(id)
+                && server.journal.is_due()
+            {
                 let (registry, id) = (self.clone(), id.clone());
                 let open = move || registry.open_alone(&id);
                 // Else the next poll, or the next session, tries.

@@ -213,13 +213,7 @@ impl Segment {
 
     /// Appends the record that lies at `position` to `out`. One key never sees a position twice, so that no nonce is used
     /// twice, and a record is good at its own position only.
-    pub(super) fn seal(
-        &self,
-        header: RecordHeader,
-        position: u64,
-        body: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Option<()> {
+    pub(super) fn seal(&self, header: RecordHeader, position: u64, body: &[u8], out: &mut Vec<u8>) -> Option<()> {
         let head = header.to_bytes();
         out.extend_from_slice(&head);
         let start = out.len();
@@ -286,10 +280,10 @@ mod tests {
         let expected = concat!(
             "7265686f73744a31",
             "01010101010101010101010101010101",
-            "KEYCHECK",
+            "159cdd2ec44dae1f",
             "0202020202020202020202020202020202020202020202020202020202020202",
             "0000000000001000",
-            "HEADERTAG"
+            "9ae44ac10bdfc587fdf1958f822c2b33"
         );
         assert_eq!(hex::encode(bytes), expected);
         assert_eq!(Header::parse(&bytes, &key()), Ok(header()));
@@ -305,9 +299,9 @@ mod tests {
             .unwrap();
         let expected = concat!(
             "01030000000000051122334455667788",
-            "BODY1",
+            "80132ba561980d16fa7da41971039c6cc43e71acf7",
             "03000000000000000000000000000000",
-            "BODY2"
+            "f713bd3a8da0dc2beb7ad0d4c3054067"
         );
         assert_eq!(hex::encode(bytes), expected);
     }

@@ -36,7 +36,10 @@ impl Budget {
 pub(super) enum Source {
     Zero,
     /// In the body of the record at `position`, from `skip` on.
-    Record { position: u64, skip: u32 },
+    Record {
+        position: u64,
+        skip: u32,
+    },
 }
 
 /// A range that starts at its key.

@@ -127,7 +127,7 @@ impl Journal {
             && let Err(OpenError::OtherKey) = replay::read_header(&*storage, &key)
         {
             // There is nothing that the old key would be needed for, but the id.
-            let id = replay::bare_id(&*storage)?;
+            let id = replay::empty_id(&*storage)?;
             return Ok((Self::renew(storage, place, key, id)?, None));
         }
         let found = replay::replay(&*storage, &key, &place.server, place.budget.clone(), trust)?;
@@ -502,12 +502,7 @@ fn misplaced() -> ReadError {
 }
 
 /// The bytes of an extent.
-fn fill(
-    reader: &mut Reader<'_>,
-    segments: &[Segment],
-    extent: Extent,
-    target: &mut [u8],
-) -> Result<(), ReadError> {
+fn fill(reader: &mut Reader<'_>, segments: &[Segment], extent: Extent, target: &mut [u8]) -> Result<(), ReadError> {
     let Source::Record { position, skip } = extent.source else {
         target.fill(0);
         return Ok(());

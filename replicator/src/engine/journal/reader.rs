@@ -46,11 +46,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The record at a position, which lies in one of `segments`.
-    pub(super) fn record(
-        &mut self,
-        segments: &[Segment],
-        position: u64,
-    ) -> Result<(RecordHeader, &[u8]), ReadError> {
+    pub(super) fn record(&mut self, segments: &[Segment], position: u64) -> Result<(RecordHeader, &[u8]), ReadError> {
         if let Some((_, header)) = self.record.filter(|(at, _)| *at == position) {
             return Ok((header, &self.body));
         }
@@ -63,12 +59,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Opens the record at a position, whose header is `header`.
-    pub(super) fn open(
-        &mut self,
-        segment: &Segment,
-        position: u64,
-        header: RecordHeader,
-    ) -> Result<&[u8], ReadError> {
+    pub(super) fn open(&mut self, segment: &Segment, position: u64, header: RecordHeader) -> Result<&[u8], ReadError> {
         self.record = None;
         self.load(position, header)?;
         let tag = self.bytes(position + header.record_length() - TAG_LENGTH as u64, TAG_LENGTH)?;
