@@ -143,6 +143,35 @@ fn whatever_is_unsound_is_refused_by_state_and_field() {
 }
 
 #[test]
+fn a_task_may_wait_for_its_token() {
+    let resource = "arn:aws:states:::lambda:invoke.waitForTaskToken";
+    let parameters = json!({"FunctionName": "${AskFirstFunctionArn}", "Payload": {"t.$": "$$.Task.Token"}});
+    let task = json!({"Type": "Task", "Resource": resource, "Parameters": parameters, "HeartbeatSeconds": 5,
+        "TimeoutSeconds": 6, "Retry": [{"ErrorEquals": ["States.HeartbeatTimeout"]}], "End": true});
+    let with = |pointer: &str, field: &str, value: Value| {
+        let mut task = task.clone();
+        task.pointer_mut(pointer).unwrap()[field] = value;
+        parse(&json!({"StartAt": "A", "States": {"A": task}}))
+    };
+    let machine = with("", "Comment", json!("c")).unwrap();
+    assert_eq!(machine.steps().into_iter().collect::<Vec<_>>(), ["ask-first"]);
+    for (pointer, field, value, expected) in [
+        ("", "Resource", json!("arn:aws:states:::lambda:invoke"), "field `Resource`: `arn:aws:states:::lambda:invoke`"),
+        ("", "Resource", json!("${AskFunctionArn}"), "field `HeartbeatSeconds`: is not supported"),
+        ("", "HeartbeatSeconds", json!(6), "field `HeartbeatSeconds`: must be less than TimeoutSeconds"),
+        ("", "HeartbeatSecondsPath", json!("$.x"), "field `HeartbeatSecondsPath`: is not supported"),
+        ("", "Parameters", json!({}), "state `A`, Parameters: field `FunctionName`: is missing"),
+        ("/Parameters", "FunctionName", json!("ask"), "Parameters: field `FunctionName`: `ask`"),
+        ("/Parameters", "Payload", json!({"a": 1}), "Parameters: field `Payload`: must hold `$$.Task.Token`"),
+        ("/Parameters", "Payload", json!({"a.$": "$$.State.Name"}), "Parameters: field `Payload`: `$$.State.Name`"),
+        ("/Parameters", "Qualifier", json!("1"), "Parameters: field `Qualifier`: is not supported"),
+    ] {
+        let error = with(pointer, field, value).unwrap_err().to_string();
+        assert!(error.contains(expected), "expected `{expected}`, got `{error}`");
+    }
+}
+
+#[test]
 fn a_machine_that_cannot_end_is_refused() {
     let definition = json!({"StartAt": "A", "States": {"A": {"Type": "Pass", "Next": "A"}}});
     assert!(parse(&definition).unwrap_err().to_string().contains("no terminal state"));

@@ -1,4 +1,5 @@
 mod kill;
+mod tokens;
 
 use std::sync::atomic::{AtomicI64, AtomicUsize};
 use std::time::Instant;
@@ -99,10 +100,74 @@ fn failure(status: ExecutionStatus) -> (String, String) {
 async fn keeps_the_contract() {
     let pass = json!({"StartAt": "A", "States": {"A": {"Type": "Pass", "End": true}}});
     let fail = json!({"StartAt": "A", "States": {"A": {"Type": "Fail", "Error": "Refused", "Cause": "as asked"}}});
-    let (_folder, engine) = engine(&[("echo", pass), ("fails", fail), ("waits", waits(3600))]);
-    engine.resume(Arc::new(Does(async |_, input| Ok(input)))).await.unwrap();
-    contract::workflows::suite(&engine, Machines { echo: "echo", fails: "fails", waits: "waits" }).await;
+    let machines = [
+        ("echo", pass),
+        ("fails", fail),
+        ("waits", waits(3600)),
+        ("awaits", awaits(json!({"TimeoutSeconds": 3600}))),
+        ("listens", awaits(json!({"TimeoutSeconds": 3600, "HeartbeatSeconds": 2}))),
+    ];
+    let (_folder, engine) = engine(&machines);
+    let given = Arc::new(Given::default());
+    engine.resume(given.clone()).await.unwrap();
+    let machines =
+        Machines { echo: "echo", fails: "fails", waits: "waits", awaits: "awaits", listens: "listens" };
+    contract::workflows::suite(&engine, machines, &*given).await;
     engine.shutdown().await;
+}
+
+/// Steps that keep the tokens that they are given.
+#[derive(Default)]
+struct Given {
+    tokens: Mutex<HashMap<String, Vec<TaskToken>>>,
+    came: Notify,
+}
+
+impl Given {
+    fn newest(&self, execution: &str) -> Option<TaskToken> {
+        self.tokens.lock().unwrap().get(execution)?.last().cloned()
+    }
+}
+
+#[async_trait]
+impl TaskHandler for Given {
+    fn knows(&self, _: &str) -> bool {
+        true
+    }
+
+    async fn run(&self, _: &str, input: Value) -> Result<Value, TaskError> {
+        let (execution, token) = (input["execution"].as_str().unwrap(), input["token"].as_str().unwrap());
+        let token = TaskToken(token.to_owned());
+        self.tokens.lock().unwrap().entry(execution.to_owned()).or_default().push(token);
+        self.came.notify_waiters();
+        Ok(json!("ignored"))
+    }
+}
+
+#[async_trait]
+impl contract::workflows::Tokens for Given {
+    async fn of(&self, execution: &ExecutionId) -> TaskToken {
+        loop {
+            let came = self.came.notified();
+            if let Some(token) = self.newest(&execution.0) {
+                return token;
+            }
+            came.await;
+        }
+    }
+}
+
+/// A machine with one task that waits for its token.
+fn awaits(extra: Value) -> Value {
+    let payload = json!({"token.$": "$$.Task.Token", "execution.$": "$.execution"});
+    let mut state = json!({
+        "Type": "Task", "Resource": "arn:aws:states:::lambda:invoke.waitForTaskToken",
+        "Parameters": {"FunctionName": "${AskFunctionArn}", "Payload": payload}, "End": true
+    });
+    for (field, value) in extra.as_object().unwrap() {
+        state[field] = value.clone();
+    }
+    json!({"StartAt": "A", "States": {"A": state}})
 }
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+mod callback;
+
 use super::*;
 
 const START: i64 = 1_000_000;
@@ -147,7 +149,7 @@ fn fail_tells_what_it_is_told() {
 fn a_task_runs_its_step_and_places_its_result() {
     let machine = task(json!({"ResultPath": "$.out", "TimeoutSeconds": 5}));
     let mut record = begun(&machine, json!({"in": 1}));
-    let run = Action::Run { step: "step".to_owned(), deadline: Some(at(13)) };
+    let run = Action::Run { step: "step".to_owned(), input: json!({"in": 1}), deadline: Some(at(13)) };
     assert_eq!(action(&machine, &record, at(8)), run, "the attempt's time counts from when it begins");
     task_ended(&machine, &mut record, Ok(json!(2)), at(9), 0.0);
     assert_eq!((record.state.as_str(), &record.input), ("Done", &json!({"in": 1, "out": 2})));
@@ -187,7 +189,8 @@ fn a_retry_waits_and_runs_the_same_again() {
     let mut record = begun(&machine, json!({"in": 1}));
     task_ended(&machine, &mut record, error("A"), at(0), 0.5);
     assert_eq!(action(&machine, &record, at(1)), Action::Sleep(at(4)));
-    assert_eq!(action(&machine, &record, at(4)), Action::Run { step: "step".to_owned(), deadline: None });
+    let again = Action::Run { step: "step".to_owned(), input: json!({"in": 1}), deadline: None };
+    assert_eq!(action(&machine, &record, at(4)), again);
     assert_eq!(record.input, json!({"in": 1}));
     task_ended(&machine, &mut record, Ok(json!(2)), at(5), 0.5);
     assert_eq!((record.attempts.len(), record.wake_at), (0, None), "a new state begins anew");
@@ -245,7 +248,8 @@ fn the_machines_own_time_ends_everything() {
         "B": {"Type": "Wait", "Seconds": 100, "End": true}}});
     let machine = Machine::parse(&text.to_string()).unwrap();
     let mut record = begun(&machine, json!({}));
-    assert_eq!(action(&machine, &record, at(1)), Action::Run { step: "step".to_owned(), deadline: Some(at(10)) });
+    let run = Action::Run { step: "step".to_owned(), input: json!({}), deadline: Some(at(10)) };
+    assert_eq!(action(&machine, &record, at(1)), run);
     let mut late = record.clone();
     task_ended(&machine, &mut late, error(TIMEOUT), at(10), 0.0);
     assert_eq!((late.status, late.error.unwrap().error.as_str()), (Status::TimedOut, TIMEOUT), "nothing catches it");
