@@ -3,14 +3,15 @@
 //! ```text
 //!   disk    | granule 0 | granule 1 | granule 2 | …          granule: a power of two, at least 4 KiB
 //!   fine    |  byte 0   |  byte 1   |  byte 2   | …          one byte a granule
-//!   coarse  |        byte 0 (granules 0..128)          | …   for large requests
+//!   coarse  |        byte 0 (granules 0..512)          | …   for large requests
 //! ```
 
 /// No granule is smaller: it is the block in which filesystems write.
 const SMALLEST_SHIFT: u32 = 12;
 
-/// Granules that one coarse mark stands for, as a power of two.
-pub(super) const COARSE_SHIFT: u32 = 7;
+/// Granules that one coarse mark stands for, as a power of two: few enough marks for the largest request that verifiers up to
+/// 6.1, which remember at most 8192 branches on a path, can follow the loop that sets them.
+pub(super) const COARSE_SHIFT: u32 = 9;
 
 /// Bytes of marks in one entry of an eBPF map, as a power of two: a page, so that an array map wastes nothing.
 pub(super) const ENTRY_SHIFT: u32 = 12;

@@ -31,7 +31,7 @@ use super::{
 use crate::sys::bpf::Instruction;
 
 /// A request of at most this many granules is marked granule by granule. One that is not aligned touches one more.
-const MOST_FINE: i32 = 129;
+const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
 
 /// No request is larger: its length in bytes has 32 bits.
 const MOST_BYTES: u64 = 1 << 32;
