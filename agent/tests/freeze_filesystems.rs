@@ -1,6 +1,7 @@
 //! What is frozen, and that it is: on filesystems of its own, on loop devices.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use rehost_agent::freeze::{FreezeError, Freezer, SkipReason, WatchdogError};
@@ -193,6 +194,74 @@ fn live_a_limit_that_is_over_before_all_is_frozen_ends_the_freeze() {
     assert!(matches!(freezer.freeze(Duration::ZERO), Err(FreezeError::TooSlow { .. })));
     assert!(mounted.write().ends() && !mounted.thaw_by_somebody());
     assert!(freezer.freeze(LIMIT).unwrap().thaw().in_time);
+}
+
+/// Writers that make, rename and delete files as fast as they can: the figures are for reading, the verdict is not in them.
+fn freezes_under_a_load_of_metadata(kind: &str) {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new(kind, directory.path());
+    let mut freezer = freezer(&[&mounted]);
+    let stop = AtomicBool::new(false);
+    let mut blocked: Vec<_> = std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let (stop, place) = (&stop, mounted.point.join(format!("{writer}")));
+            scope.spawn(move || churn(&place, stop));
+        }
+        let _stopped = Stopped(&stop);
+        let freezes = (0..20).map(|_| {
+            freezer.presync().unwrap();
+            let frozen = freezer.freeze(LIMIT).unwrap();
+            // Stands for reading what changed.
+            std::thread::sleep(Duration::from_millis(5));
+            let thawed = frozen.thaw();
+            assert!(thawed.in_time, "{thawed:?}");
+            thawed.blocked
+        });
+        freezes.collect()
+    });
+    blocked.sort();
+    println!("{kind}: writers were blocked for {:?} (median), {:?} (most)", blocked[blocked.len() / 2], blocked.last());
+}
+
+/// Stops the writers, also those of a test that fails.
+struct Stopped<'a>(&'a AtomicBool);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+fn churn(place: &Path, stop: &AtomicBool) {
+    std::fs::create_dir(place).unwrap();
+    for round in 0_u64.. {
+        for file in 0..50 {
+            let (made, renamed) = (place.join(format!("a{file}")), place.join(format!("b{}", (file + round) % 100)));
+            std::fs::write(&made, [1; 6000]).unwrap();
+            std::fs::rename(made, renamed).unwrap();
+            if stop.load(Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn live_ext4_is_frozen_under_a_load_of_metadata() {
+    freezes_under_a_load_of_metadata("ext4");
+}
+
+#[test]
+fn live_xfs_is_frozen_under_a_load_of_metadata() {
+    freezes_under_a_load_of_metadata("xfs");
+}
+
+#[test]
+fn live_btrfs_is_frozen_under_a_load_of_metadata() {
+    freezes_under_a_load_of_metadata("btrfs");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod freeze_bed;
 const DISKS: &str = "REHOST_TEST_FREEZER_DISKS";
 const NOTES: &str = "REHOST_TEST_FREEZER_NOTES";
 const HELD: &str = "REHOST_TEST_FREEZER_HELD";
+const PROGRAM: &str = "REHOST_TEST_FREEZER_PROGRAM";
 
 /// Longer than the tests wait for a thaw: only the end of the agent can be the reason for one.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -26,7 +27,8 @@ fn freezer_process() {
     let disks: Vec<_> = disks.split(':').map(PathBuf::from).collect();
     let notes = std::env::var(NOTES).unwrap();
     let held = Duration::from_millis(std::env::var(HELD).unwrap().parse().unwrap());
-    let (mut freezer, _) = Freezer::new(&disks, Path::new(AGENT)).unwrap().with_note_in(Path::new(&notes)).unwrap();
+    let program = std::env::var(PROGRAM).unwrap();
+    let (mut freezer, _) = Freezer::new(&disks, Path::new(&program)).unwrap().with_note_in(Path::new(&notes)).unwrap();
     println!("watchdog {}", freezer.watchdog_process().unwrap());
     loop {
         let frozen = freezer.freeze(LIMIT).unwrap();
@@ -45,11 +47,16 @@ struct FreezerProcess {
 
 impl FreezerProcess {
     fn start(disks: &[&Mounted], notes: &Path, held: Duration) -> Self {
+        Self::start_with(Path::new(AGENT), disks, notes, held)
+    }
+
+    fn start_with(program: &Path, disks: &[&Mounted], notes: &Path, held: Duration) -> Self {
         let disks: Vec<_> = disks.iter().map(|mounted| mounted.disk.device.display().to_string()).collect();
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "freezer_process", "--nocapture"])
             .env(DISKS, disks.join(":"))
             .env(NOTES, notes)
+            .env(PROGRAM, program)
             .env(HELD, held.as_millis().to_string())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -145,6 +152,26 @@ fn live_an_agent_that_is_killed_for_certain_while_frozen_is_thawed_for_at_once()
     assert!(write.is_blocked());
     // A polite end of the whole group, as of a service that is stopped, does not reach the watchdog either.
     signal(agent.watchdog, Signal::TERM);
+    agent.kill();
+    assert!(write.ends());
+    wait_until("the watchdog ends", || !runs(agent.watchdog));
+}
+
+#[test]
+fn live_a_watchdog_whose_program_lies_on_what_is_frozen_needs_nothing_of_it() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mounted = Mounted::new("ext4", directory.path());
+    let program = mounted.point.join("rehost-agent");
+    std::fs::copy(AGENT, &program).unwrap();
+    let notes = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut agent = FreezerProcess::start_with(&program, &[&mounted], notes.path(), LIMIT);
+    agent.said("frozen");
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    let write = mounted.write();
+    assert!(write.is_blocked());
     agent.kill();
     assert!(write.ends());
     wait_until("the watchdog ends", || !runs(agent.watchdog));
