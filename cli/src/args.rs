@@ -79,6 +79,9 @@ pub(crate) enum Command {
     /// The disks of a server.
     #[command(subcommand)]
     Disks(DisksCommand),
+    /// List the snapshots, or show, take or verify one.
+    #[command(alias = "snapshot")]
+    Snapshots(SnapshotsArgs),
     /// List the jobs.
     Jobs(JobsArgs),
     /// Show a job and its log.
@@ -250,6 +253,47 @@ pub(crate) struct SetArgs {
     /// Replicate disks that the source gets without being asked.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) auto_disks: Option<bool>,
+    /// Take a snapshot this often, such as 15m, 2h or 1d; 0: only on demand.
+    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    pub(crate) snapshot_every: Option<u64>,
+    /// Keep so many of the newest snapshots.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_last: Option<u32>,
+    /// Keep the newest snapshot of each of so many hours.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_hourly: Option<u32>,
+    /// Keep the newest snapshot of each of so many days.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_daily: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct SnapshotsArgs {
+    /// Only those of this server: its id, the beginning of it, its host name or its user-provided id.
+    pub(crate) server: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Option<SnapshotsCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotsCommand {
+    /// One snapshot: its checkpoint, consistency and manifests.
+    Show(EpochArgs),
+    /// Take a snapshot now.
+    Take(WaitArgs),
+    /// Compare a snapshot with its manifests; fails where they differ.
+    Verify(EpochArgs),
+}
+
+/// One snapshot of a server.
+#[derive(Debug, Args)]
+pub(crate) struct EpochArgs {
+    #[command(flatten)]
+    pub(crate) one: OneArgs,
+    /// Its checkpoint; the newest that can be launched from if none is given.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) epoch: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -287,6 +331,17 @@ fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     text.parse().map(Duration::from_secs)
 }
 
+/// Minutes: `15m`, `2h`, `1d`, or 0.
+fn minutes(text: &str) -> Result<u64, String> {
+    let wrong = || "write a time such as 15m, 2h or 1d, or 0".to_owned();
+    if text == "0" {
+        return Ok(0);
+    }
+    let units = [('m', 1), ('h', 60), ('d', 24 * 60)];
+    let (number, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit))).ok_or_else(wrong)?;
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
 fn boot_mode(text: &str) -> Result<rehost_model::launch::BootMode, String> {
     serde_json::from_value(text.to_ascii_uppercase().into())
         .map_err(|_| "write LEGACY_BIOS, UEFI or USE_SOURCE".to_owned())
@@ -301,6 +356,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn snapshots_are_listed_or_worked_on() {
+        let parse = |words: &[&str]| match Cli::try_parse_from([&["rehost"], words].concat()).unwrap().command {
+            Command::Snapshots(args) => args,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(parse(&["snapshots", "web-1"]).server.as_deref(), Some("web-1"));
+        assert!(parse(&["snapshots"]).command.is_none());
+        assert!(matches!(parse(&["snapshot", "take", "web-1", "--wait"]).command, Some(SnapshotsCommand::Take(_))));
+        let Some(SnapshotsCommand::Verify(verify)) = parse(&["snapshots", "verify", "web-1", "--epoch", "7"]).command else {
+            panic!("not verify")
+        };
+        assert_eq!((verify.one.server.as_str(), verify.epoch), ("web-1", Some(7)));
+        for (text, expected) in [("0", Some(0)), ("15m", Some(15)), ("2h", Some(120)), ("1d", Some(1440)), ("15", None), ("m", None), ("-1h", None)] {
+            assert_eq!(minutes(text).ok(), expected, "{text}");
+        }
     }
 
     #[test]

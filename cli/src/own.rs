@@ -10,6 +10,8 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use rehost_api::settings::{ADD_DISK_PATH, AddDiskRequest, SETTINGS_PATH, SettingsRequest, SettingsResponse};
+use rehost_api::snapshots;
+use rehost_control::snapshots::{TakenSnapshot, Verified};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -27,6 +29,26 @@ pub(crate) async fn settings(target: &Target, request: &SettingsRequest) -> Resu
 /// Replicates one more disk; the server as it is then.
 pub(crate) async fn add_disk(target: &Target, request: &AddDiskRequest) -> Result<Value> {
     ask(target, ADD_DISK_PATH, request).await
+}
+
+/// Lists snapshots.
+pub(crate) async fn snapshots(target: &Target, request: &snapshots::ListRequest) -> Result<snapshots::ListResponse> {
+    ask(target, snapshots::LIST_PATH, request).await
+}
+
+/// Starts a snapshot.
+pub(crate) async fn take_snapshot(target: &Target, request: &snapshots::TakeRequest) -> Result<snapshots::TakeResponse> {
+    ask(target, snapshots::TAKE_PATH, request).await
+}
+
+/// How far a snapshot is that was started.
+pub(crate) async fn snapshot_status(target: &Target, request: &snapshots::StatusRequest) -> Result<TakenSnapshot> {
+    ask(target, snapshots::STATUS_PATH, request).await
+}
+
+/// Compares a part of a snapshot with its manifests.
+pub(crate) async fn verify_snapshot(target: &Target, request: &snapshots::VerifyRequest) -> Result<Verified> {
+    ask(target, snapshots::VERIFY_PATH, request).await
 }
 
 async fn ask<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {

@@ -7,7 +7,7 @@ use aws_sdk_mgn::types::{
 use rehost_control::operations::ServerSettings;
 use rehost_model::link::FenceState;
 use rehost_model::observed::Extras;
-use rehost_model::settings::MigrationPolicy;
+use rehost_model::settings::{MigrationPolicy, Retention};
 use serde_json::Value;
 
 use crate::show::{Facts, Table, iso_duration, percent, size, time};
@@ -291,7 +291,17 @@ pub(crate) fn settings(own: &ServerSettings) -> String {
     facts.add_some("Frozen", own.max_freeze_ms.map(freeze));
     facts.add_some("Hooks may take", own.hook_timeout_ms.map(|ms| crate::show::duration(ms / 1000)));
     facts.add_some("New disks join", own.auto_add_disks.map(yes_or_no));
+    facts.add_some("Snapshot every", own.snapshot_schedule.map(|schedule| every(schedule.every_minutes)));
+    facts.add_some("Snapshots kept", own.retention.map(kept));
     facts.to_string()
+}
+
+fn every(minutes: u64) -> String {
+    if minutes == 0 { "only on demand".to_owned() } else { crate::show::duration(minutes.saturating_mul(60)) }
+}
+
+fn kept(retention: Retention) -> String {
+    format!("the newest {}, {} hourly, {} daily", retention.keep_last, retention.hourly, retention.daily)
 }
 
 fn gates(policy: &MigrationPolicy) -> String {

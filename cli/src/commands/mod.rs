@@ -4,6 +4,7 @@ mod actions;
 mod jobs;
 mod region;
 mod servers;
+mod snapshots;
 mod wait;
 mod watch;
 
@@ -49,6 +50,7 @@ async fn ask(mgn: &Mgn, cli: Cli) -> Result<()> {
         Command::Start(one) => actions::replication(mgn, &one, Change::Start, json).await,
         Command::Retry(one) => actions::replication(mgn, &one, Change::Retry, json).await,
         Command::Disks(DisksCommand::Add(args)) => servers::add_disk(mgn, &args, json).await,
+        Command::Snapshots(args) => snapshots::run(mgn, args, json).await,
         Command::Jobs(args) => jobs::list(mgn, args, json).await,
         Command::Job(JobCommand::Show(args)) => jobs::show(mgn, &args, json).await,
         Command::Watch(args) => watch::watch(mgn, &args, json).await,

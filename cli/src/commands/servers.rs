@@ -6,7 +6,7 @@ use anyhow::Result;
 use aws_sdk_mgn::types::SourceServer;
 use rehost_api::settings::{AddDiskRequest, SettingsRequest};
 use rehost_control::operations::ServerSettings;
-use rehost_model::settings::MigrationPolicy;
+use rehost_model::settings::{MigrationPolicy, Retention, SnapshotSchedule};
 use serde_json::{Value, json};
 
 use super::{out, out_json};
@@ -88,12 +88,18 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         max_freeze_ms: set.max_freeze,
         hook_timeout_ms: set.hook_timeout.map(milliseconds),
         auto_add_disks: set.auto_disks,
+        snapshot_schedule: set.snapshot_every.map(|every_minutes| SnapshotSchedule { every_minutes }),
+        retention: None,
     };
     let mut request = SettingsRequest { source_server_id, settings: ServerSettings::default() };
     if names_gates(&set) {
         // The policy is written whole: what is not named stays as it is.
         let now = own::settings(&mgn.target, &request).await?.settings.policy.unwrap_or_default();
         settings.policy = Some(policy(now, &set));
+    }
+    if [set.keep_last, set.keep_hourly, set.keep_daily].iter().any(Option::is_some) {
+        let now = own::settings(&mgn.target, &request).await?.settings.retention.unwrap_or_default();
+        settings.retention = Some(retention(now, &set));
     }
     if let Some(dedicated) = set.dedicated {
         mgn.change(request.source_server_id.as_str(), &Change::Dedicated(dedicated)).await?;
@@ -113,6 +119,14 @@ pub(super) async fn add_disk(mgn: &Mgn, args: &AddDiskArgs, json: bool) -> Resul
     let request = AddDiskRequest { source_server_id: id.parse()?, device_name: args.device.clone() };
     let server = own::add_disk(&mgn.target, &request).await?;
     if json { out_json(&server) } else { out(format_args!("{} of {id} is replicated from now on\n", args.device)) }
+}
+
+fn retention(now: Retention, set: &SetArgs) -> Retention {
+    Retention {
+        keep_last: set.keep_last.unwrap_or(now.keep_last),
+        hourly: set.keep_hourly.unwrap_or(now.hourly),
+        daily: set.keep_daily.unwrap_or(now.daily),
+    }
 }
 
 fn names_gates(set: &SetArgs) -> bool {

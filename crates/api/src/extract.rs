@@ -19,6 +19,9 @@ use crate::{ApiState, sigv4};
 /// No operation takes more.
 const MAX_BODY_BYTES: usize = 1 << 20;
 
+/// A manifest of as many chunks as a volume may have is some 2.5 MB long.
+const MAX_MANIFEST_BYTES: usize = 4 << 20;
+
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -32,6 +35,12 @@ pub(crate) struct Enroller<T>(pub(crate) T);
 pub(crate) struct Certified<T> {
     pub(crate) identity: CertificateIdentity,
     pub(crate) body: T,
+}
+
+/// As [`Certified`], for manifests: they may be longer than anything else.
+pub(crate) struct CertifiedManifest<T> {
+    pub(crate) identity: CertificateIdentity,
+    pub(crate) manifest: T,
 }
 
 /// A request that proves itself by its content.
@@ -69,6 +78,16 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Certified<T> {
     }
 }
 
+impl<T: DeserializeOwned> FromRequest<ApiState> for CertifiedManifest<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &ApiState) -> Result<Self, ApiError> {
+        let (parts, body) = read_at_most(request, MAX_MANIFEST_BYTES).await?;
+        let identity = identity(state, &parts, &body)?;
+        Ok(Self { identity, manifest: parse(&body)? })
+    }
+}
+
 impl<T: DeserializeOwned> FromRequest<ApiState> for Unsigned<T> {
     type Rejection = ApiError;
 
@@ -86,18 +105,22 @@ async fn authenticated(request: Request, state: &ApiState) -> Result<(Bytes, Per
 }
 
 async fn read(request: Request) -> Result<(Parts, Bytes), ApiError> {
+    read_at_most(request, MAX_BODY_BYTES).await
+}
+
+async fn read_at_most(request: Request, most: usize) -> Result<(Parts, Bytes), ApiError> {
     let (parts, body) = request.into_parts();
-    let read = tokio::time::timeout(BODY_TIMEOUT, read_body(body)).await;
+    let read = tokio::time::timeout(BODY_TIMEOUT, read_body(body, most)).await;
     let body =
         read.map_err(|_| ApiError::cannot_parse(format!("the body did not arrive within {BODY_TIMEOUT:?}")))??;
     Ok((parts, body))
 }
 
-async fn read_body(body: Body) -> Result<Bytes, ApiError> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+async fn read_body(body: Body, most: usize) -> Result<Bytes, ApiError> {
+    match Limited::new(body, most).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("the body has more than {MAX_BODY_BYTES} bytes");
+            let message = format!("the body has more than {most} bytes");
             Err(ApiError::new(Exception::RequestTooLarge, message))
         }
         Err(error) => Err(ApiError::cannot_parse(format!("the body ended early: {error}"))),

@@ -14,6 +14,7 @@ mod requests;
 pub mod serve;
 pub mod settings;
 mod sigv4;
+pub mod snapshots;
 
 use std::sync::Arc;
 
@@ -63,6 +64,11 @@ pub fn router(state: ApiState) -> Router {
         .route(link::AGENT_RENEW_PATH, post(own::agent_renew))
         .route(link::REPLICATOR_ENROL_PATH, post(own::replicator_enrol))
         .route(link::REPLICATOR_POLL_PATH, post(own::replicator_poll))
+        .route(link::REPLICATOR_MANIFEST_PATH, post(snapshots::manifest))
+        .route(snapshots::LIST_PATH, post(snapshots::list))
+        .route(snapshots::TAKE_PATH, post(snapshots::take))
+        .route(snapshots::STATUS_PATH, post(snapshots::status))
+        .route(snapshots::VERIFY_PATH, post(snapshots::verify))
         .route(settings::SETTINGS_PATH, post(own::server_settings))
         .route(settings::ADD_DISK_PATH, post(own::add_disk))
         .fallback(unknown_operation)

@@ -75,7 +75,10 @@ fn check(manifest: &VolumeManifest, assignment: &Assignment) -> Result<(), Opera
     }
     let count = size.div_ceil(chunk_bytes);
     if count > MAX_CHUNKS || u64::try_from(manifest.chunks.len()) != Ok(count) {
-        return refused("chunks", format!("{count} (at most {MAX_CHUNKS}) are expected, not {}", manifest.chunks.len()));
+        return refused(
+            "chunks",
+            format!("{count} (at most {MAX_CHUNKS}) are expected, not {}", manifest.chunks.len()),
+        );
     }
     let Some(digests) = manifest.chunks.iter().map(|text| parse(text)).collect::<Option<Vec<_>>>() else {
         return refused("chunks", "each has 32 hexadecimal digits, or is `-`".to_owned());

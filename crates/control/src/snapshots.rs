@@ -103,7 +103,8 @@ fn check_replicates(server: &SourceServer) -> OperationResult<()> {
     let total_bytes: u64 = server.internal.staging.iter().map(|disk| disk.size_bytes).sum();
     let first_copy = total_bytes > 0 && server.internal.synced_bytes >= total_bytes;
     if server.is_leaving() || server.internal.paused || !state.is_active() || !first_copy {
-        let message = format!("a snapshot of {id} cannot be taken now: its first copy must be complete and replication active");
+        let message =
+            format!("a snapshot of {id} cannot be taken now: its first copy must be complete and replication active");
         return Err(OperationError::conflict(id, message));
     }
     Ok(())
@@ -239,7 +240,8 @@ impl Promise {
             let same = manifest.size_bytes == entered.size_bytes && manifest.chunk_bytes == entered.chunk_bytes;
             same && manifest::root_of(digests) == entered.root
         };
-        let changed = || PortError::invalid(format!("the manifest of {volume} was changed: it proves nothing any more"));
+        let changed =
+            || PortError::invalid(format!("the manifest of {volume} was changed: it proves nothing any more"));
         let digests = digests.filter(whole).ok_or_else(changed)?;
         Ok(Self { size_bytes: entered.size_bytes, chunk_bytes: entered.chunk_bytes.max(1), digests })
     }
@@ -271,7 +273,8 @@ impl Reader<'_> {
         let (mut at, end, mut zeros) = (offset, offset + length, true);
         while at < end {
             let bytes = self.from(at).await?;
-            let bytes = bytes.get(..usize::try_from(end - at).unwrap_or(usize::MAX).min(bytes.len())).unwrap_or_default();
+            let bytes =
+                bytes.get(..usize::try_from(end - at).unwrap_or(usize::MAX).min(bytes.len())).unwrap_or_default();
             if bytes.is_empty() {
                 return Ok(None);
             }

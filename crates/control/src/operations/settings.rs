@@ -5,8 +5,8 @@ use std::ops::RangeInclusive;
 
 use rehost_model::launch::{BootMode, Probe};
 use rehost_model::settings::{
-    DataPlaneRouting, EbsEncryption, LargeStagingDiskType, MigrationPolicy, ReplicatedDiskSettings,
-    ReplicationConfiguration,
+    DataPlaneRouting, EbsEncryption, LargeStagingDiskType, MAX_KEPT, MAX_SNAPSHOT_MINUTES, MigrationPolicy,
+    ReplicatedDiskSettings, ReplicationConfiguration, Retention, SnapshotSchedule,
 };
 use rehost_model::{SecurityGroupId, ServerId, SourceServer};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ pub struct ServerSettings {
     pub hook_timeout_ms: Option<u64>,
     /// Whether disks that the source gets are replicated without being asked for.
     pub auto_add_disks: Option<bool>,
+    pub snapshot_schedule: Option<SnapshotSchedule>,
+    pub retention: Option<Retention>,
 }
 
 impl ServerSettings {
@@ -58,6 +60,8 @@ impl ServerSettings {
             max_freeze_ms: Some(internal.checkpoints.max_freeze_ms),
             hook_timeout_ms: Some(internal.checkpoints.hook_timeout_ms),
             auto_add_disks: Some(internal.auto_add_disks),
+            snapshot_schedule: Some(internal.replication.settings.snapshot_schedule),
+            retention: Some(internal.replication.settings.retention),
         }
     }
 }
@@ -88,6 +92,12 @@ pub async fn update_server_settings(
     if settings.probes.as_ref().is_some_and(|p| p.len() > 16) {
         return out_of_range("probes", "at most 16 probes");
     }
+    if settings.snapshot_schedule.is_some_and(|schedule| schedule.every_minutes > MAX_SNAPSHOT_MINUTES) {
+        return out_of_range("snapshotSchedule", "everyMinutes must be 0 (only on demand) to 40320 (four weeks)");
+    }
+    if settings.retention.is_some_and(|r| r.keep_last == 0 || [r.keep_last, r.hourly, r.daily].iter().any(|n| *n > MAX_KEPT)) {
+        return out_of_range("retention", "keepLast must be 1 to 1000, hourly and daily 0 to 1000");
+    }
     let changed = repo::update_server(ports, id, |server| {
         apply_settings(server, settings);
         Ok::<_, OperationError>(())
@@ -112,6 +122,9 @@ fn apply_settings(server: &mut SourceServer, settings: &ServerSettings) {
     if let Some(mbit) = settings.bandwidth_throttling {
         internal.replication.settings.bandwidth_throttling = mbit;
     }
+    let replication = &mut internal.replication.settings;
+    replication.snapshot_schedule = settings.snapshot_schedule.unwrap_or(replication.snapshot_schedule);
+    replication.retention = settings.retention.unwrap_or(replication.retention);
     internal.launch.quiesce = settings.quiesce.unwrap_or(internal.launch.quiesce);
     internal.auto_add_disks = settings.auto_add_disks.unwrap_or(internal.auto_add_disks);
     let checkpoints = &mut internal.checkpoints;

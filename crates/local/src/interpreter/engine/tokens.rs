@@ -23,7 +23,9 @@ fn execution_of(token: &TaskToken) -> PortResult<&str> {
 }
 
 fn over(execution: &str) -> PortError {
-    PortError::not_found(format!("TaskTimedOut: no task of the execution `{execution}` waits with this token (any more)"))
+    PortError::not_found(format!(
+        "TaskTimedOut: no task of the execution `{execution}` waits with this token (any more)"
+    ))
 }
 
 impl Core {
