@@ -3,14 +3,13 @@
 mod tracker_bed;
 
 use std::{
-    process::Command,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    thread,
-    time::Duration,
+    fs::{self, File},
+    io::Write as _,
+    process::{Child, Command, Stdio},
 };
 
 use rehost_model::replication::TrackerKind;
-use tracker_bed::{LoopDisk, MIB, Replica, Server, can_run, fio, run};
+use tracker_bed::{Disk, MIB, Replica, Server, can_run, load, passes_during, run};
 
 #[test]
 fn live_nothing_is_missed_on_ext4() {
@@ -32,61 +31,83 @@ fn live_nothing_is_missed_with_ftrace() {
     nothing_is_missed("ext4", TrackerKind::Ftrace);
 }
 
-fn nothing_is_missed(filesystem: &str, kind: TrackerKind) {
+#[test]
+fn live_nothing_is_missed_on_a_disk_without_request_queue() {
     if !can_run() {
         return;
     }
-    let (disk, server) = (LoopDisk::new(400 * MIB), Server::new());
+    let Some(disk) = Disk::without_requests(400 * MIB) else {
+        println!("skipped: no zram here");
+        return;
+    };
+    nothing_is_missed_on(&disk, "ext4", TrackerKind::EbpfBio);
+}
+
+/// Other users of eBPF: programs on the very same events, and a process that works on maps without pause.
+#[test]
+fn live_nothing_is_missed_beside_other_users_of_ebpf() {
+    if !can_run() {
+        return;
+    }
+    let disk = Disk::new(400 * MIB);
+    let other = Server::new();
+    let tracked = disk.tracked();
+    let opened = other.open(&tracked);
+    assert_eq!(opened.kind, TrackerKind::Ebpf, "{opened:?}");
+    let pins = other.options.bpffs.join("rehost").join(other.options.server.as_str()).join(tracked.volume.as_str());
+    let _busy = MapUser::of(&pins.join("bios"));
+    nothing_is_missed_on(&disk, "ext4", TrackerKind::Ebpf);
+    nothing_is_missed_on(&disk, "ext4", TrackerKind::Ftrace);
+}
+
+fn nothing_is_missed(filesystem: &str, kind: TrackerKind) {
+    if can_run() {
+        nothing_is_missed_on(&Disk::new(400 * MIB), filesystem, kind);
+    }
+}
+
+fn nothing_is_missed_on(disk: &Disk, filesystem: &str, kind: TrackerKind) {
+    let server = Server::new();
     disk.mkfs(filesystem);
     let opened = server.open_at_best(&disk.tracked(), kind);
     assert_eq!(opened.kind, kind, "{opened:?}");
     let mut tracker = opened.tracker.unwrap();
-    let mut replica = Replica::of(&disk);
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let _over = Over(&is_over);
-            load(&disk, filesystem);
-        });
-        let mut passes = 0;
-        while !is_over.load(Relaxed) {
-            replica.pass(tracker.as_mut());
-            passes += 1;
-            thread::sleep(Duration::from_millis(2));
-        }
-        load.join().unwrap();
-        println!("{filesystem}, {:?}: {passes} passes, {} MiB copied", opened.kind, replica.copied / MIB);
-    });
-    replica.pass(tracker.as_mut());
+    let mut replica = Replica::of(disk);
+    let passes = passes_during(&mut replica, tracker.as_mut(), || load(disk, filesystem));
+    println!("{filesystem}, {kind:?}: {passes} passes, {} MiB copied", replica.copied / MIB);
     let missed = replica.differences();
     assert!(missed.is_empty(), "{filesystem}: {} blocks were missed: {missed:?}", missed.len());
     assert!(tracker.is_quiet().unwrap());
 }
 
-/// Set when the load is over, however it ended.
-struct Over<'a>(&'a AtomicBool);
+/// A process that writes to a map and reads it, again and again.
+struct MapUser {
+    shell: Child,
+    _directory: tempfile::TempDir,
+}
 
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
+impl MapUser {
+    fn of(map: &std::path::Path) -> Self {
+        run(Command::new("bpftool").arg("version"));
+        let directory = tempfile::tempdir().unwrap();
+        let batch = directory.path().join("batch");
+        let mut commands = File::create(&batch).unwrap();
+        for _ in 0..2000 {
+            let (map, key) = (map.display(), "key 1 0 0 0 0 0 0 0");
+            let value = ["0"; 16].join(" ");
+            writeln!(commands, "map update pinned {map} {key} value {value}\nmap lookup pinned {map} {key}").unwrap();
+        }
+        let script = format!("while bpftool -j batch file {}; do :; done", batch.display());
+        let mut shell = Command::new("sh");
+        let shell = shell.arg("-c").arg(script).stdout(Stdio::null()).spawn().unwrap();
+        Self { shell, _directory: directory }
     }
 }
 
-fn load(disk: &LoopDisk, filesystem: &str) {
-    let mount = disk.mount();
-    let at = mount.0.as_path();
-    fio(at, "buffered", &["--ioengine=psync"]);
-    fio(at, "direct", &["--ioengine=psync", "--direct=1"]);
-    fio(at, "fsync", &["--ioengine=psync", "--fsync=8"]);
-    fio(at, "uring", &["--ioengine=io_uring", "--direct=1", "--iodepth=16"]);
-    let change = |arguments: &[&str], file: &str| run(Command::new("fallocate").args(arguments).arg(at.join(file)));
-    change(&["--punch-hole", "--offset", "1M", "--length", "9M"], "direct.0.0");
-    change(&["--zero-range", "--offset", "3M", "--length", "8M"], "direct.1.0");
-    run(Command::new("sync").arg("-f").arg(at));
-    std::fs::remove_file(at.join("buffered.0.0")).unwrap();
-    run(Command::new("fstrim").arg(at));
-    drop(mount);
-    disk.mkfs(filesystem);
-    run(Command::new("blkdiscard").args(["--zeroout", "--offset", "64M", "--length", "40M"]).arg(&disk.path));
-    run(Command::new("blkdiscard").args(["--offset", "128M", "--length", "90M"]).arg(&disk.path));
+impl Drop for MapUser {
+    fn drop(&mut self) {
+        // The loop ends with its next round: the file is gone. It is waited for, so that it holds nothing.
+        fs::remove_dir_all(self._directory.path()).unwrap();
+        assert!(self.shell.wait().is_ok());
+    }
 }

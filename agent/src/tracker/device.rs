@@ -18,6 +18,10 @@ pub(super) struct BlockDevice {
     /// Differs between any two disks that ever had this number since the start of the kernel; 0 where the kernel (before
     /// 5.15) has no such number.
     pub(super) sequence: u64,
+    /// Whether the disk has a request queue; otherwise its driver takes bios as they come.
+    pub(super) has_requests: bool,
+    /// Whether one request may discard many places.
+    pub(super) discards_many: bool,
     /// Its directory in sysfs.
     directory: PathBuf,
 }
@@ -53,19 +57,9 @@ impl BlockDevice {
             return Err(NotADisk::NotInSysfs(name));
         }
         let sequence = number(directory.join("diskseq")).unwrap_or(0);
-        Ok(Self { major, minor, sequence, directory })
-    }
-
-    /// Whether the disk has a request queue; otherwise its driver takes bios as they come. Before 5.0 there were queues
-    /// without `mq`, which show a choice of schedulers.
-    pub(super) fn has_requests(&self) -> bool {
-        let schedulers = || text(self.directory.join("queue/scheduler")).unwrap_or_default();
-        self.directory.join("mq").exists() || schedulers().contains('[')
-    }
-
-    /// Whether one request may discard many places.
-    pub(super) fn discards_many(&self) -> bool {
-        number(self.directory.join("queue/max_discard_segments")).is_some_and(|most| most > 1)
+        let has_requests = has_requests(&directory);
+        let discards_many = number(directory.join("queue/max_discard_segments")).is_some_and(|most| most > 1);
+        Ok(Self { major, minor, sequence, has_requests, discards_many, directory })
     }
 
     /// How many reads and writes are on their way; none if the kernel does not say.
@@ -73,6 +67,12 @@ impl BlockDevice {
         let counts = text(self.directory.join("inflight")).unwrap_or_default();
         counts.split_whitespace().filter_map(|count| count.parse::<u64>().ok()).sum()
     }
+}
+
+/// Before 5.0 there were request queues without `mq`; those let choose a scheduler.
+fn has_requests(directory: &Path) -> bool {
+    let schedulers = || text(directory.join("queue/scheduler")).unwrap_or_default();
+    directory.join("mq").exists() || schedulers().contains('[')
 }
 
 #[cfg(test)]

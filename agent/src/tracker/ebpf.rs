@@ -131,7 +131,7 @@ impl EbpfTracker {
         };
         let (fine, rough) = (geometry.fine_entries(), geometry.coarse_entries());
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
-        let kind = if device.has_requests() { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
+        let kind = if device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
         Ok(Self { disk: disk.path.display().to_string(), kind, marks, meta: Meta::new(map(meta, 1)?), attached })
     }
 
@@ -214,6 +214,19 @@ struct Attached {
 }
 
 impl Attached {
+    /// Loads the program of a hook and attaches every copy.
+    fn copies(hook: Hook, layout: &KernelLayout, target: Target, maps: Maps<'_>) -> Result<Vec<Self>, EbpfError> {
+        let code = layout.program(hook, target, maps);
+        let name = format!("rehost_{}", hook.name());
+        let attach = |copy| {
+            let program = bpf::load_program(&name, &code, layout.tracepoint(hook).0)?;
+            let link = bpf::attach(program.as_fd());
+            let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
+            Ok(Self { hook, copy, program, link })
+        };
+        (0..COPIES).map(attach).collect()
+    }
+
     fn file_name(hook: Hook, copy: usize) -> String {
         format!("{}-{copy}", hook.name())
     }
@@ -235,25 +248,12 @@ impl Objects {
             raise_locked_memory();
             create_maps(device, geometry).map_err(|_| error)
         })?;
-        let [live, coarse, _, meta, bios] = maps.each_ref().map(OwnedFd::as_fd);
-        let written = Maps { live, coarse, meta, bios };
-        let target = Target {
-            major: device.major,
-            minor: device.minor,
-            geometry,
-            only_discards: device.has_requests(),
-        };
+        let (written, target) = (written(&maps), target(device, geometry));
         let mut attached = Vec::new();
         for hook in hooks(device) {
-            let code = layout.program(*hook, target, written);
-            for copy in 0..COPIES {
-                let program = bpf::load_program(&format!("rehost_{}", hook.name()), &code, layout.tracepoint(*hook).0)?;
-                let link = bpf::attach(program.as_fd());
-                let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
-                attached.push(Attached { hook: *hook, copy, program, link });
-            }
+            attached.extend(Attached::copies(*hook, layout, target, written)?);
         }
-        if !device.has_requests() {
+        if !device.has_requests {
             wait_for_earlier_bios(device);
         }
         Ok(Self { maps, attached })
@@ -297,11 +297,23 @@ impl Objects {
 
 /// The programs that a disk needs.
 fn hooks(device: &BlockDevice) -> &'static [Hook] {
-    match (device.has_requests(), device.discards_many()) {
+    match (device.has_requests, device.discards_many) {
         (true, false) => &[Hook::Request],
         (true, true) => &[Hook::Request, Hook::BioQueue, Hook::BioDone],
         (false, _) => &[Hook::BioQueue, Hook::BioDone],
     }
+}
+
+/// What the programs write to.
+fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
+    let [live, coarse, _, meta, bios] = maps.each_ref().map(OwnedFd::as_fd);
+    Maps { live, coarse, meta, bios }
+}
+
+/// What the programs look for.
+fn target(device: &BlockDevice, geometry: Geometry) -> Target {
+    let BlockDevice { major, minor, has_requests, .. } = *device;
+    Target { major, minor, geometry, only_discards: has_requests }
 }
 
 fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
@@ -338,3 +350,6 @@ fn raise_locked_memory() {
 fn unfit(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,7 @@ impl FtraceTracker {
         device: &BlockDevice,
         options: &TrackerOptions,
     ) -> Result<Self, FtraceError> {
-        if !device.has_requests() {
+        if !device.has_requests {
             return Err(FtraceError::NoRequests);
         }
         let name = format!("{}{}", prefix(options), disk.volume.as_str());
@@ -306,7 +306,7 @@ impl Ring {
         if (major, minor) != (self.device.major, self.device.minor) {
             return;
         }
-        if is_discard && self.device.discards_many() {
+        if is_discard && self.device.discards_many {
             self.fault = Some("of a discard of many places only the first is reported".to_owned());
         }
         self.marks.mark(range);

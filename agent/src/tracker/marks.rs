@@ -37,9 +37,17 @@ pub(super) struct Marks<M> {
 }
 
 impl<M: Deref<Target = [AtomicU64]>> Marks<M> {
-    /// Takes memory as it is found: what is marked in it stays marked. Each must be as long as the geometry says.
+    /// Takes memory as it is found: what is marked in it stays marked, and what is pending counts as collected by the first
+    /// pass. Each must be as long as the geometry says.
     pub(super) fn new(geometry: Geometry, live: M, coarse: M, pending: M) -> Self {
-        let pending_count = pending.iter().map(|word| count(marked(word.load(Relaxed)))).sum();
+        let mut pending_count = 0;
+        for word in pending.iter() {
+            let found = marked(word.load(Relaxed));
+            if found != 0 {
+                word.store(found * u64::from(Pass::FIRST.number()), Relaxed);
+                pending_count += count(found);
+            }
+        }
         Self { geometry, live, coarse, pending, pending_count }
     }
 

@@ -79,7 +79,7 @@ impl ByteRange {
 pub struct Pass(std::num::NonZeroU8);
 
 impl Pass {
-    /// The first pass.
+    /// The first pass. What an earlier agent left pending counts as collected by it.
     pub const FIRST: Self = Self(std::num::NonZeroU8::MIN);
 
     /// The pass after this one.

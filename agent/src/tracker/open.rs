@@ -110,13 +110,13 @@ fn with_ebpf(
 }
 
 /// What this kernel can do, found out once.
-struct Kernel {
-    layout: KernelLayout,
+pub(super) struct Kernel {
+    pub(super) layout: KernelLayout,
     /// What could not be found out.
     note: Option<String>,
 }
 
-fn kernel() -> &'static Result<Kernel, String> {
+pub(super) fn kernel() -> &'static Result<Kernel, String> {
     static KERNEL: OnceLock<Result<Kernel, String>> = OnceLock::new();
     KERNEL.get_or_init(|| {
         let bytes = fs::read(KERNEL_BTF).map_err(|error| format!("{KERNEL_BTF} cannot be read: {error}"))?;

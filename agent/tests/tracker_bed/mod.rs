@@ -6,6 +6,8 @@ use std::{
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Output},
+    thread,
+    time::Duration,
 };
 
 use rehost_agent::tracker::{self, DiskTracker, Opened, Pass, TrackedDisk, TrackerOptions};
@@ -59,21 +61,34 @@ impl Drop for Server {
     }
 }
 
-/// A loop device over a sparse file.
-pub(crate) struct LoopDisk {
+/// A disk that is made for a test.
+pub(crate) struct Disk {
     pub(crate) path: PathBuf,
     pub(crate) size: u64,
     directory: tempfile::TempDir,
+    /// The number of a zram device; else it is a loop device.
+    zram: Option<String>,
 }
 
-impl LoopDisk {
+const ZRAM: &str = "/sys/class/zram-control";
+
+impl Disk {
+    /// A loop device over a sparse file.
     pub(crate) fn new(size: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("disk.img");
         File::create(&file).unwrap().set_len(size).unwrap();
         let shown = run(Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(&file));
         let path = String::from_utf8(shown.stdout).unwrap().trim().into();
-        Self { path, size, directory }
+        Self { path, size, directory, zram: None }
+    }
+
+    /// A disk without request queue; none where there is no such driver.
+    pub(crate) fn without_requests(size: u64) -> Option<Self> {
+        let number = fs::read_to_string(Path::new(ZRAM).join("hot_add")).ok()?.trim().to_owned();
+        let (path, directory) = (format!("/dev/zram{number}").into(), tempfile::tempdir().unwrap());
+        fs::write(format!("/sys/block/zram{number}/disksize"), size.to_string()).unwrap();
+        Some(Self { path, size, directory, zram: Some(number) })
     }
 
     pub(crate) fn tracked(&self) -> TrackedDisk {
@@ -93,9 +108,14 @@ impl LoopDisk {
     }
 }
 
-impl Drop for LoopDisk {
+impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+        if let Some(number) = &self.zram {
+            let _ = fs::write(format!("/sys/block/zram{number}/reset"), "1");
+            let _ = fs::write(Path::new(ZRAM).join("hot_remove"), number);
+        } else {
+            let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+        }
     }
 }
 
@@ -122,7 +142,7 @@ const STEP: usize = 1 << 20;
 
 impl Replica {
     /// Copies the whole disk.
-    pub(crate) fn of(disk: &LoopDisk) -> Self {
+    pub(crate) fn of(disk: &Disk) -> Self {
         let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
         let file = OpenOptions::new().read(true).custom_flags(direct).open(&disk.path).unwrap();
         let bytes = vec![0; usize::try_from(disk.size).unwrap()];
@@ -139,7 +159,7 @@ impl Replica {
             self.copy(range.offset, range.length);
             tracker.settle(range, self.pass);
         }
-        assert_eq!(tracker.pending(), [], "all of it was settled");
+        assert!(tracker.pending().is_empty(), "all of it was settled");
         self.pass = self.pass.next();
     }
 
@@ -189,4 +209,40 @@ pub(crate) fn fio(directory: &Path, name: &str, how: &[&str]) {
     command.args(["--output-format=terse", "--size=24M", "--rw=randwrite", "--bsrange=4k-64k", "--numjobs=2"]);
     command.args(["--refill_buffers", "--randseed=7", "--io_size=24M"]);
     run(command.args(how));
+}
+
+/// Writes to a disk, raw and through a file system, in all the ways there are.
+pub(crate) fn load(disk: &Disk, filesystem: &str) {
+    let mount = disk.mount();
+    let at = mount.0.as_path();
+    fio(at, "buffered", &["--ioengine=psync"]);
+    fio(at, "direct", &["--ioengine=psync", "--direct=1"]);
+    fio(at, "fsync", &["--ioengine=psync", "--fsync=8"]);
+    fio(at, "uring", &["--ioengine=io_uring", "--direct=1", "--iodepth=16"]);
+    let change = |arguments: &[&str], file: &str| run(Command::new("fallocate").args(arguments).arg(at.join(file)));
+    change(&["--punch-hole", "--offset", "1M", "--length", "9M"], "direct.0.0");
+    change(&["--zero-range", "--offset", "3M", "--length", "8M"], "direct.1.0");
+    run(Command::new("sync").arg("-f").arg(at));
+    fs::remove_file(at.join("buffered.0.0")).unwrap();
+    run(Command::new("fstrim").arg(at));
+    drop(mount);
+    disk.mkfs(filesystem);
+    run(Command::new("blkdiscard").args(["--zeroout", "--offset", "64M", "--length", "40M"]).arg(&disk.path));
+    run(Command::new("blkdiscard").args(["--offset", "128M", "--length", "90M"]).arg(&disk.path));
+}
+
+/// Keeps the replica equal by passes while `load` runs. Returns how many there were.
+pub(crate) fn passes_during(replica: &mut Replica, tracker: &mut dyn DiskTracker, load: impl FnOnce() + Send) -> u64 {
+    let mut passes = 0;
+    thread::scope(|scope| {
+        let load = scope.spawn(load);
+        while !load.is_finished() {
+            replica.pass(tracker);
+            passes += 1;
+            thread::sleep(Duration::from_millis(2));
+        }
+        load.join().unwrap();
+    });
+    replica.pass(tracker);
+    passes
 }
