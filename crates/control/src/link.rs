@@ -2,7 +2,7 @@
 
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::link::{
-    AgentCommand, AgentDirective, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, IssuedCertificate,
+    AgentCommand, AgentDirective, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, FenceState, IssuedCertificate,
     RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ServerReport,
 };
 use rehost_model::replication::{DataReplicationInfo, DataReplicationState};
@@ -239,13 +239,15 @@ async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateI
     let attached: Vec<_> =
         server.internal.staging.iter().filter(|d| d.attached).filter_map(|d| d.volume.clone()).collect();
     let renew = !attached.is_empty() && identity.volumes != attached;
+    // A pause leaves a fence alone: one that is to be lifted is lifted first.
+    let fence_to_lift = server.internal.fence.is_none() && server.internal.observed.fence != FenceState::Open;
     if server.internal.paused {
-        return answer(AgentCommand::Pause, renew);
+        return answer(if fence_to_lift { AgentCommand::Wait } else { AgentCommand::Pause }, renew && !fence_to_lift);
     }
     // What its certificate names goes on while a new one for a disk that came is fetched.
     let disks = disk_targets(server, &identity.volumes);
     let Some(replicator) = server.internal.replicator.as_ref().filter(|_| !disks.is_empty()) else {
-        let followed = server.internal.staging.iter().any(|disk| disk.initialized);
+        let followed = server.internal.staging.iter().any(|disk| disk.initialized) && !fence_to_lift;
         // While its replication server is replaced, a source that was followed goes on noting what changes.
         return answer(if followed { AgentCommand::Pause } else { AgentCommand::Wait }, renew);
     };

@@ -1,6 +1,6 @@
 //! Takes in what agents and replicators report; the state, the errors and the figures that MGN shows follow from it.
 
-use rehost_model::link::{AgentPhase, AgentReport, FenceState, ReportedError, ServerReport};
+use rehost_model::link::{AgentPhase, AgentReport, FenceId, FenceState, ReportedError, ServerReport};
 use rehost_model::observed::{
     AGENT_NOT_SEEN_AFTER_MS, InitiationProgress, Observed, ReplicationFacts, data_replication_state,
 };
@@ -16,6 +16,7 @@ pub(crate) fn hear_agent(server: &mut SourceServer, report: &AgentReport, now: T
     let internal = &mut server.internal;
     internal.agent_version = Some(report.agent_version.clone());
     internal.agent_stopped = has_stopped(internal.stop_requested, report.phase);
+    internal.fence_broken |= is_broken(internal.fence.as_ref(), &internal.observed.fence, &report.fence);
     internal.observed.hear_agent(report);
     if report.sent_bytes > 0 {
         server.life_cycle.first_byte_date_time.get_or_insert(now);
@@ -31,6 +32,12 @@ pub(crate) fn hear_agent(server: &mut SourceServer, report: &AgentReport, now: T
 /// Told to stop for good it says so; told to stop replicating, it waits.
 fn has_stopped(stop_requested: bool, phase: AgentPhase) -> bool {
     phase == AgentPhase::Stopped || stop_requested && matches!(phase, AgentPhase::Waiting | AgentPhase::Paused)
+}
+
+/// Whether a source that was fenced as it is wanted is not any more.
+fn is_broken(wanted: Option<&FenceId>, before: &FenceState, now: &FenceState) -> bool {
+    let fenced = |state: &FenceState| matches!(state, FenceState::Fenced { fence } if Some(fence) == wanted);
+    fenced(before) && !fenced(now)
 }
 
 /// A disk that grew is followed without being asked: without its new part the copy would be none. A disk that came is
@@ -188,9 +195,4 @@ fn replication_error(error: &ReportedError) -> DataReplicationError {
         _ => DataReplicationErrorString::UnstableNetwork,
     };
     DataReplicationError { error: kind, raw_error: format!("{}: {}", error.code, error.message) }
-}
-
-/// Whether the source is as free as ever.
-pub(crate) fn is_open(server: &SourceServer) -> bool {
-    matches!(server.internal.observed.fence, FenceState::Open)
 }

@@ -142,12 +142,15 @@ pub struct LaunchWork {
     /// The instance of an earlier launch, which this one replaces; it is shown again if this one fails.
     #[serde(default)]
     pub replaces: Option<LaunchedInstance>,
-    /// When the wait for the present condition began (drained, fenced, or open again), to bound it in time.
+    /// Since when a cutover waits for its copy to catch up.
     #[serde(default)]
-    pub waiting_since: Option<Timestamp>,
-    /// Why it failed, from the moment that it did: only the undoing is left.
+    pub drain_began: Option<Timestamp>,
+    /// Since when the source is to be fenced for it.
     #[serde(default)]
-    pub failure: Option<String>,
+    pub fence_asked: Option<Timestamp>,
+    /// Since when it is being undone.
+    #[serde(default)]
+    pub undo_began: Option<Timestamp>,
 }
 
 impl LaunchWork {
@@ -163,8 +166,9 @@ impl LaunchWork {
             instance: None,
             launched_at: None,
             replaces: None,
-            waiting_since: None,
-            failure: None,
+            drain_began: None,
+            fence_asked: None,
+            undo_began: None,
         }
     }
 }

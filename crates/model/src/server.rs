@@ -221,6 +221,9 @@ pub struct ServerInternals {
     /// Set while the source is to be kept from changing: the job of the cutover.
     #[serde(default)]
     pub fence: Option<FenceId>,
+    /// The source was fenced under [`Self::fence`] and then was not: it may have what the copy lacks.
+    #[serde(default)]
+    pub fence_broken: bool,
     /// The execution of `migrate` that takes the server along.
     #[serde(default)]
     pub chain: Option<ExecutionId>,

@@ -7,6 +7,7 @@ use rehost_model::ledger::Purpose;
 use rehost_model::{Job, JobId, ServerId};
 use serde_json::json;
 
+use super::cutover::{self, Opened};
 use super::{Answer, JobContext, State, StepError, done, in_progress, snapshot};
 use crate::ports::Ports;
 use crate::{PortError, events, jobs, ledger, repo};
@@ -44,24 +45,48 @@ pub(super) async fn begin(ports: &Ports, state: &State) -> Answer {
     done()
 }
 
-/// The copy passed its verification: what it replaces goes, and the server is free for the next job.
+/// The copy passed its verification: the launch is committed, what it replaces goes, and the server is free for the next job.
 pub(super) async fn complete(ports: &Ports, state: &State) -> Answer {
     let context = JobContext::load(ports, state).await?;
-    remove_replaced(ports, &context).await?;
+    commit(ports, &context).await?;
+    finish(ports, &context).await?;
+    done()
+}
+
+/// The one write from which on the launch counts: before it everything is undone, after it nothing.
+async fn commit(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
     let now = ports.clock.now();
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     repo::update_server(ports, id, |server| {
+        if server.internal.active_job.as_ref() != Some(job_id) {
+            return Ok(());
+        }
+        cutover::check_fence(server, job_id)?;
         if let Some(launched) = server.launched_instance.as_mut().filter(|l| l.job_id == *job_id) {
             launched.first_boot = FirstBoot::Succeeded;
         }
-        if server.internal.active_job.as_ref() == Some(job_id) {
-            server.internal.active_job = None;
-            let result = json!({"jobID": job_id, "launchStatus": LaunchStatus::Launched});
-            events::record(server, now, EventType::LaunchResult, result);
-        }
+        server.internal.active_job = None;
+        let result = json!({"jobID": job_id, "launchStatus": LaunchStatus::Launched});
+        events::record(server, now, EventType::LaunchResult, result);
         Ok::<_, StepError>(())
     })
-    .await?;
+    .await
+    .map(|_| ())
+}
+
+/// Whether the launch was committed; what failed after that is gone on with, not undone.
+fn is_committed(context: &JobContext) -> bool {
+    let job_id = &context.job.job_id;
+    let launched = context.server.launched_instance.as_ref().filter(|l| l.job_id == *job_id);
+    let succeeded = launched.is_some_and(|l| l.first_boot == FirstBoot::Succeeded);
+    succeeded && context.server.internal.active_job.as_ref() != Some(job_id)
+}
+
+/// What follows from the commit.
+async fn finish(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
+    remove_replaced(ports, context).await?;
+    let now = ports.clock.now();
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     let instance = context.work.instance.clone();
     repo::update_job(ports, job_id, |job| {
         if let Some(participant) = job.participant_mut(id) {
@@ -72,27 +97,58 @@ pub(super) async fn complete(ports: &Ports, state: &State) -> Answer {
         Ok::<_, PortError>(())
     })
     .await?;
+    Ok(())
+}
+
+/// A launch did not succeed: the source is in use again, nothing of the launch stays, and the server goes back to the state
+/// before the call, with the reason on the job. `COMMITTED` when it failed after its commit: then it is completed.
+pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
+    let context = JobContext::load(ports, state).await?;
+    if is_committed(&context) {
+        finish(ports, &context).await?;
+        return Ok(json!({"status": "COMMITTED"}));
+    }
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
+    let now = ports.clock.now();
+    let began = context.work.undo_began.unwrap_or(now);
+    cutover::lift_fence(ports, id, job_id).await?;
+    log_failure(ports, state, &context, now).await?;
+    remove_of_job(ports, id, job_id).await?;
+    snapshot::discard(ports, state).await?;
+    match cutover::opened(ports, &context, began).await? {
+        Opened::NotYet => return in_progress(1),
+        Opened::Yes => {}
+        Opened::Unconfirmed(what) => {
+            let data = JobLogEventData { raw_error: Some(what), ..context.event_data() };
+            context.record(ports, Some((JobLogEvent::CleanupFail, data)), |_| {}).await?;
+        }
+    }
+    context.record(ports, Some((JobLogEvent::CleanupEnd, context.event_data())), |_| {}).await?;
+    go_back(ports, &context, &cause_of(state)).await?;
     done()
 }
 
-/// A launch did not succeed: nothing of it stays, and the server goes back to the state before the call, with the reason on
-/// the job.
-pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
-    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
-    let cause = cause_of(state);
-    let now = ports.clock.now();
-    let failed_instance = context.work.instance.clone();
+async fn log_failure(
+    ports: &Ports,
+    state: &State,
+    context: &JobContext,
+    now: rehost_model::Timestamp,
+) -> Result<(), StepError> {
     let data = JobLogEventData {
-        raw_error: Some(cause.clone()),
-        target_instance_id: failed_instance.clone(),
+        raw_error: Some(cause_of(state)),
+        target_instance_id: context.work.instance.clone(),
         ..context.event_data()
     };
-    context.record(ports, Some((failure_event(&context), data)), |_| {}).await?;
+    let event = Some((failure_event(context), data));
+    context.record(ports, event, |work| _ = work.undo_began.get_or_insert(now)).await?;
     context.record(ports, Some((JobLogEvent::CleanupStart, context.event_data())), |_| {}).await?;
-    remove_of_job(ports, id, job_id).await?;
-    snapshot::discard(ports, state).await?;
-    context.record(ports, Some((JobLogEvent::CleanupEnd, context.event_data())), |_| {}).await?;
+    Ok(())
+}
+
+/// The state before the call, for the server and its launched instance; the job is over for it.
+async fn go_back(ports: &Ports, context: &JobContext, cause: &str) -> Result<(), StepError> {
+    let now = ports.clock.now();
+    let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     repo::update_server(ports, id, |server| {
         if server.launched_instance.as_ref().is_some_and(|l| l.job_id == *job_id) {
             server.launched_instance.clone_from(&context.work.replaces);
@@ -113,7 +169,7 @@ pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
         Ok::<_, PortError>(())
     })
     .await?;
-    done()
+    Ok(())
 }
 
 /// Which entry of MGN's log tells where the launch failed.

@@ -5,6 +5,7 @@
 //! it ends in the same items and the same resources.
 
 mod convert;
+mod cutover;
 mod finalize;
 mod gate;
 mod job;
@@ -28,7 +29,7 @@ use crate::ports::{PortResult, Ports};
 use crate::{PortError, PortErrorKind, jobs, repo};
 
 /// Every step, by the name under which state machines call it.
-pub const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 19] = [
     "register",
     "provision",
     "replication-status",
@@ -39,6 +40,7 @@ pub const NAMES: [&str; 18] = [
     "gate",
     "job-status",
     "begin-job",
+    "prepare-cutover",
     "convert",
     "launch-test",
     "launch-cutover",
@@ -66,6 +68,7 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         "gate" => gate::run(ports, &state).await,
         "job-status" => job::status(ports, &state).await,
         "begin-job" => job::begin(ports, &state).await,
+        "prepare-cutover" => cutover::prepare(ports, &state).await,
         "convert" => convert::run(ports, &state).await,
         "launch-test" | "launch-cutover" => launch::run(ports, &state).await,
         "verify" => verify::run(ports, &state).await,
