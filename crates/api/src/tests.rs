@@ -6,7 +6,12 @@ use aws_sigv4::sign::v4::SigningParams;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use rehost_link::signature::RequestSigner;
-use rehost_model::link::{AgentReport, EnrolResponse};
+use rehost_control::authority::Subject;
+use rehost_control::ports::{ItemKey, Kind};
+use rehost_model::link::{AgentReport, EnrolResponse, VolumeManifest};
+use rehost_model::replication::Consistency;
+use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
+use rehost_model::{Epoch, ExecutionId, ReplicatorId, SnapshotId, TaskToken, VolumeId};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -283,6 +288,114 @@ async fn an_agents_certificate_is_no_replicators_and_a_wrong_token_enrols_nobody
     let body = json!({"replicator": "r-00000000000000000", "token": "guess", "csr": request}).to_string();
     let answer = poll(&region, None, link::REPLICATOR_ENROL_PATH, body.as_bytes()).await;
     assert!(answer.status.is_client_error(), "{}", answer.body);
+}
+
+/// A server that replicates to a replicator with this certificate, with one launchable snapshot at checkpoint 3.
+async fn replicated(region: &Region) -> (RequestSigner, VolumeManifest) {
+    let (key, request) = csr();
+    let id = ReplicatorId::generate();
+    let subject = Subject::Replicator { id: id.clone() };
+    let issued = region.authority.issue(&request, &subject, region.now(), 7).unwrap();
+    let (_, enrolled) = enrol(region).await;
+    let (server, volume) = (enrolled.source_server_id, VolumeId::generate());
+    let assignment = json!({"server": server, "volume": volume, "sizeBytes": 1 << 20, "location": "/x", "initialized": true});
+    let replicator = json!({
+        "id": id, "instance": null, "dedicated": false, "enrolTokenSha256": "", "enrolTokenSealed": "",
+        "certificateSerials": [issued.serial_hex], "lastSeen": null, "addresses": [], "assignments": [assignment],
+        "draining": false,
+    });
+    put(region, Kind::ReplicationServer, &id, replicator).await;
+    let mut set = SnapshotSet::requested(server.clone(), ExecutionId("x".to_owned()), Epoch(3), region.now());
+    set.state = SnapshotSetState::Launchable;
+    set.token = Some(TaskToken("a-secret-token".to_owned()));
+    (set.volumes, set.snapshots) = (vec![volume.clone()], vec![SnapshotId::generate()]);
+    put(region, Kind::SnapshotSet, &format!("{server}/x"), json!(set)).await;
+    let manifest = VolumeManifest {
+        server,
+        volume,
+        epoch: Epoch(3),
+        consistency: Consistency::Frozen,
+        size_bytes: 1 << 20,
+        chunk_bytes: 1 << 19,
+        root: "0fdc0a3d4f80f0ec2a7f8c3ec3ae98a3a8e8f5a7b9c0d1e2f3a4b5c6d7e8f901".to_owned(),
+        chunks: vec!["-".to_owned(), "ab".repeat(16)],
+    };
+    (RequestSigner::new(&der(&issued.certificate_pem), &key.serialize_der()).unwrap(), manifest)
+}
+
+async fn put(region: &Region, kind: Kind, id: &impl std::fmt::Display, body: Value) {
+    region.state.ports.store.put(&ItemKey::new(kind, id), body, None).await.unwrap();
+}
+
+async fn upload(region: &Region, signer: &RequestSigner, body: &[u8]) -> Answer {
+    let path = link::REPLICATOR_MANIFEST_PATH;
+    let authorization = signer.sign("POST", path, body, region.now()).unwrap();
+    poll(region, Some(&authorization), path, body).await
+}
+
+#[tokio::test]
+async fn a_replicators_manifest_is_shown_with_its_snapshot_and_no_token() {
+    let region = Region::new().await;
+    let (signer, mut manifest) = replicated(&region).await;
+    let wrong = upload(&region, &signer, json!(manifest).to_string().as_bytes()).await;
+    assert_eq!(wrong.exception, "ValidationException", "the root is made up: {}", wrong.body);
+    let mut root = blake3::Hasher::new();
+    root.update(&[0; 16]).update(&[0xab; 16]);
+    manifest.root = root.finalize().to_hex().to_string();
+    for _ in 0..2 {
+        let answer = upload(&region, &signer, json!(manifest).to_string().as_bytes()).await;
+        assert_eq!((answer.status, &answer.body), (StatusCode::OK, &json!({})));
+    }
+    let list = call(&region, snapshots::LIST_PATH, json!({"sourceServerID": manifest.server})).await;
+    let item = &list.body["items"][0];
+    assert_eq!((&item["verifiable"], &item["disks"][0]["root"]), (&json!(true), &json!(manifest.root)));
+    assert!(!list.body.to_string().contains("a-secret-token"), "{}", list.body);
+
+    let later = VolumeManifest { epoch: Epoch(4), ..manifest.clone() };
+    let dropped = upload(&region, &signer, json!(later).to_string().as_bytes()).await;
+    assert_eq!(dropped.status, StatusCode::CONFLICT, "nobody waits for that checkpoint");
+    let foreign = VolumeManifest { volume: VolumeId::generate(), ..manifest.clone() };
+    let denied = upload(&region, &signer, json!(foreign).to_string().as_bytes()).await;
+    assert_eq!(denied.exception, "AccessDeniedException");
+    let unsigned = poll(&region, None, link::REPLICATOR_MANIFEST_PATH, json!(manifest).to_string().as_bytes()).await;
+    assert_eq!(unsigned.exception, "MissingAuthenticationTokenException");
+}
+
+#[tokio::test]
+async fn a_manifest_may_be_longer_than_other_requests_but_not_endless() {
+    let region = Region::new().await;
+    let (signer, manifest) = replicated(&region).await;
+    for (bytes, too_large) in [((2 << 20), false), ((4 << 20) + 1, true)] {
+        let mut body = json!(manifest).to_string().into_bytes();
+        body.resize(bytes, b' ');
+        let answer = upload(&region, &signer, &body).await;
+        assert_eq!(answer.status == StatusCode::PAYLOAD_TOO_LARGE, too_large, "{bytes}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn snapshots_are_asked_for_by_admins_alone() {
+    let region = Region::new().await;
+    let (_, enrolled) = enrol(&region).await;
+    let id = enrolled.source_server_id.as_str();
+    for path in [snapshots::LIST_PATH, snapshots::TAKE_PATH, snapshots::STATUS_PATH, snapshots::VERIFY_PATH] {
+        let answer = send(&region, signed(&region, ENROL_KEY, path, b"{}")).await;
+        assert_eq!(answer.exception, "AccessDeniedException", "{path}");
+    }
+    let early = call(&region, snapshots::TAKE_PATH, json!({"sourceServerID": id})).await;
+    assert_eq!(early.exception, "ConflictException", "{}", early.body);
+    let none = call(&region, snapshots::VERIFY_PATH, json!({"sourceServerID": id})).await;
+    assert_eq!(none.status, StatusCode::NOT_FOUND, "{}", none.body);
+    assert_eq!(call(&region, snapshots::LIST_PATH, json!({})).await.body["items"], json!([]));
+    let settings = json!({"snapshotSchedule": {"everyMinutes": 15}, "retention": {"keepLast": 5, "hourly": 24, "daily": 7}});
+    let request = json!({"sourceServerID": id, "settings": settings});
+    let answer = call(&region, settings::SETTINGS_PATH, request).await;
+    assert_eq!(answer.body["settings"]["retention"], settings["retention"], "{}", answer.body);
+    assert_eq!(answer.body["settings"]["snapshotSchedule"], settings["snapshotSchedule"]);
+    for wrong in [json!({"retention": {"keepLast": 0}}), json!({"snapshotSchedule": {"everyMinutes": 40_321}})] {
+        let request = json!({"sourceServerID": id, "settings": wrong});
+        assert_eq!(call(&region, settings::SETTINGS_PATH, request).await.exception, "ValidationException", "{wrong}");
+    }
 }
 
 pub(crate) fn der(pem: &str) -> Vec<u8> {
