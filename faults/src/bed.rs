@@ -1,5 +1,6 @@
 //! One run's source, network, agent and replicator, and what may be asked of them at any moment.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ use crate::writer::Pace;
 
 /// Far more than anything takes: only what hangs meets it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// A journal that can be opened is open by then; if it is not, nothing is verified.
+const OPENING: Duration = Duration::from_secs(1);
 const HOME_BYTES: u64 = 96 << 20;
 /// Everything of a run is in memory, so that flushing costs nothing.
 const MEMORY_MIB: u32 = 1024;
@@ -114,6 +117,8 @@ pub(crate) struct Bed<'a> {
     key: u8,
     before: (u64, u64, u64),
     pub(crate) figures: Figures,
+    /// Watchdogs that were seen.
+    watchdogs: BTreeSet<u32>,
     /// An error that the next replicator meets, in the words of its planted errors.
     pub(crate) bad_storage: Option<String>,
 }
@@ -166,6 +171,7 @@ impl<'a> Bed<'a> {
             key: 1,
             before: (0, 0, 0),
             figures: Figures::default(),
+            watchdogs: BTreeSet::new(),
             bad_storage: None,
         })
     }
@@ -212,6 +218,7 @@ impl<'a> Bed<'a> {
 
     /// Kills the agent where it is.
     pub(crate) fn kill_agent(&mut self) {
+        self.note_watchdog();
         if let Some(mut agent) = self.agent.take() {
             agent.kill();
         }
@@ -247,20 +254,48 @@ impl<'a> Bed<'a> {
         }
     }
 
-    /// From the next start on, the replicator has another data key.
-    pub(crate) fn change_key(&mut self) {
+    /// Starts the replicator with another data key. A journal that is not empty needs the key that it was sealed with: then the agent
+    /// must be refused, until the replicator has that key again.
+    pub(crate) fn try_another_key(&mut self) -> Outcome {
         self.key += 1;
+        self.start_replicator()?;
+        let refused = self.wait("what another key does", |bed| {
+            let report = bed.report()?;
+            (report.connected || report.error.is_some()).then_some(!report.connected)
+        })?;
+        if refused {
+            self.key -= 1;
+            self.stop_replicator_somehow()?;
+            self.start_replicator()?;
+        }
+        Ok(())
+    }
+
+    /// What a replicator that was started anew finds is a checkpoint.
+    pub(crate) fn verify_reopened(&mut self) -> Outcome {
+        let started = Instant::now();
+        self.wait("the opening of the journal", |bed| {
+            let open = bed.report().is_some_and(|report| report.consistent || report.error.is_some());
+            (open || started.elapsed() > OPENING).then_some(())
+        })?;
+        self.verify()
     }
 
     /// Asks for a checkpoint, waits until the volumes are held at it, looks at them, and releases them.
     pub(crate) fn checkpoint(&mut self) -> Outcome {
+        self.checkpoint_and_hold()?;
+        self.verify()?;
+        self.release();
+        Ok(())
+    }
+
+    /// Asks for a checkpoint, waits until the volumes are held at it, and leaves them held.
+    pub(crate) fn checkpoint_and_hold(&mut self) -> Outcome {
         // Digests find a disk that rests, or none.
         self.source.rest(matches!(self.plan.work, Work::Images(_)));
         let least = self.hold()?;
-        self.acknowledged = self.acknowledged.max(least);
-        self.verify()?;
-        self.release();
         self.source.rest(false);
+        self.acknowledged = self.acknowledged.max(least);
         Ok(())
     }
 
@@ -380,16 +415,22 @@ impl<'a> Bed<'a> {
         }
     }
 
+    fn note_watchdog(&mut self) {
+        self.watchdogs.extend(self.agent_status().map(|status| status.watchdog).filter(|pid| *pid != 0));
+    }
+
     fn end(mut self) -> Outcome<Figures> {
+        self.note_watchdog();
         if let Some(agent) = &mut self.agent {
             agent.finish(PATIENCE)?;
         }
         if let Some(replicator) = &mut self.replicator {
             replicator.finish(PATIENCE)?;
         }
-        let (figures, folder, server) = (self.figures, self.space.folder().to_owned(), self.spec.server.clone());
+        let (folder, server) = (self.space.folder().to_owned(), self.spec.server.clone());
+        let (figures, watchdogs) = (self.figures, std::mem::take(&mut self.watchdogs));
         drop(self);
-        leftovers::check(&folder, &server)?;
+        leftovers::check(&folder, &server, &watchdogs)?;
         Ok(figures)
     }
 
@@ -416,7 +457,11 @@ impl<'a> Bed<'a> {
             Some(found) => Ok(Some(found)),
             None => self.check_alive().map(|()| None),
         };
+        let started = Instant::now();
         let found = wait(what, PATIENCE, look, String::new);
+        if std::env::var_os("FAULTS_TRACE").is_some() {
+            eprintln!("  {what}: {:?}, {}", started.elapsed(), self.last_words());
+        }
         found.map_err(|failure| Failure::new(failure.kind, format!("{}{}", failure.detail, self.last_words())))
     }
 
@@ -448,6 +493,23 @@ impl<'a> Bed<'a> {
 
     pub(crate) fn chance(&mut self, one_in: u64) -> bool {
         self.random.below(one_in) == 0
+    }
+
+    /// Waits until the source was written a few times more.
+    pub(crate) fn some_writes(&mut self) -> Outcome {
+        let target = self.source.done() + 5;
+        self.wait("some writes", |bed| (bed.source.done() >= target).then_some(()))
+    }
+
+    /// From now on every freeze lasts this much longer.
+    pub(crate) fn stay(&mut self, time: Duration) {
+        if let Some(agent) = &mut self.agent {
+            agent.tell(&format!("stay {}", time.as_millis()));
+        }
+    }
+
+    pub(crate) fn work(&self) -> Work {
+        self.plan.work
     }
 
     /// What the agent has pinned is gone, as if it never had been.

@@ -23,6 +23,8 @@ const RECORD: usize = 4096;
 const RECORDS: &str = "records";
 /// The number of the newest record, written and synced after it.
 const NEWEST: &str = "newest";
+/// More do not fit beside the rest.
+const MOST_RECORDS: usize = 3000;
 /// So many other files come and go.
 const OTHERS: u64 = 40;
 
@@ -169,11 +171,13 @@ impl Shared {
         let mut random = Random::new(self.seed);
         let mut number = 0;
         while !self.stopping.load(Ordering::SeqCst) {
-            number += 1;
-            files.append(number, &self.record(number))?;
-            self.done.store(number, Ordering::SeqCst);
+            if number < MOST_RECORDS {
+                number += 1;
+                files.append(number, &self.record(number))?;
+                self.done.store(number, Ordering::SeqCst);
+            }
             files.stir(&mut random)?;
-            thread::sleep(Duration::from_micros(500 + random.below(4000)));
+            thread::sleep(Duration::from_micros(3000 + random.below(15_000)));
         }
         Ok(())
     }

@@ -106,6 +106,11 @@ impl Network {
         }
     }
 
+    /// While this is set nothing passes, on no connection; then everything does.
+    pub(crate) fn stand_still(&self, still: bool) {
+        self.shared.still.store(still, Ordering::SeqCst);
+    }
+
     /// Connections that came to stand so far.
     pub(crate) fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
@@ -136,6 +141,7 @@ struct Shared {
     up: Direction,
     down: Direction,
     stopping: AtomicBool,
+    still: AtomicBool,
     open: Mutex<Vec<Arc<Connection>>>,
     connections: AtomicU64,
 }
@@ -207,6 +213,7 @@ impl Shared {
             up: Direction::new(),
             down: Direction::new(),
             stopping: AtomicBool::new(false),
+            still: AtomicBool::new(false),
             open: Mutex::new(Vec::new()),
             connections: AtomicU64::new(0),
         }
@@ -264,7 +271,7 @@ impl Shared {
         loop {
             let (length, wait, rate) = self.next_piece();
             let count = from.read(buffer.get_mut(..length).unwrap_or_default())?;
-            while connection.silent.load(Ordering::SeqCst) {
+            while connection.silent.load(Ordering::SeqCst) || self.still.load(Ordering::SeqCst) {
                 if connection.ended.load(Ordering::SeqCst) {
                     return Ok(());
                 }

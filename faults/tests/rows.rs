@@ -36,4 +36,9 @@ macro_rules! rows {
 rows! {
     live_kill_agent, live_kill_agent_planted: "kill-agent";
     live_kill_replicator, live_kill_replicator_planted: "kill-replicator";
+    live_kill_both, live_kill_both_planted: "kill-both";
+    live_network, live_network_planted: "network";
+    live_stream, live_stream_planted: "stream";
+    live_storage, live_storage_planted: "storage";
+    live_kill_freezer, live_kill_freezer_planted: "kill-freezer";
 }

@@ -1,0 +1,86 @@
+//! Processes that are killed, and power that is cut.
+
+use std::time::Duration;
+
+use super::narrow;
+use crate::bed::{Bed, Figures, Plan, Setting};
+use crate::failure::Outcome;
+use crate::interrupt::pause;
+
+pub(super) fn agent(setting: Setting<'_>) -> Outcome<Figures> {
+    let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
+    narrow(&mut bed);
+    for _ in 0..=bed.random.below(2) {
+        bed.random_moment()?;
+        bed.kill_agent();
+        if bed.chance(2) {
+            bed.part_and_verify()?;
+        }
+        bed.start_agent()?;
+    }
+    bed.checkpoint()?;
+    bed.settle()
+}
+
+pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
+    let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
+    narrow(&mut bed);
+    for _ in 0..=bed.random.below(2) {
+        stop_at_some_moment(&mut bed)?;
+        let other_key = bed.chance(3);
+        if other_key {
+            bed.try_another_key()?;
+        } else {
+            bed.start_replicator_alone()?;
+            bed.verify_reopened()?;
+            bed.connect();
+        }
+    }
+    bed.checkpoint()?;
+    bed.settle()
+}
+
+/// In the midst of an epoch, or as soon as a checkpoint was acknowledged and the volumes are held.
+fn stop_at_some_moment(bed: &mut Bed<'_>) -> Outcome {
+    if bed.chance(4) {
+        bed.checkpoint_and_hold()?;
+    } else {
+        bed.random_moment()?;
+    }
+    bed.stop_replicator_somehow()
+}
+
+pub(super) fn both(setting: Setting<'_>) -> Outcome<Figures> {
+    let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
+    narrow(&mut bed);
+    for _ in 0..=bed.random.below(2) {
+        bed.random_moment()?;
+        let (agent_first, between) = (bed.chance(2), Duration::from_millis(bed.random.below(30)));
+        if agent_first {
+            bed.kill_agent();
+            pause(between)?;
+        }
+        bed.stop_replicator_somehow()?;
+        if !agent_first {
+            pause(between)?;
+            bed.kill_agent();
+        }
+        restart_both(&mut bed)?;
+    }
+    bed.checkpoint()?;
+    bed.settle()
+}
+
+fn restart_both(bed: &mut Bed<'_>) -> Outcome {
+    let agent_first = bed.chance(2);
+    if agent_first {
+        bed.start_agent()?;
+    }
+    bed.start_replicator_alone()?;
+    bed.verify_reopened()?;
+    bed.connect();
+    if !agent_first {
+        bed.start_agent()?;
+    }
+    Ok(())
+}
