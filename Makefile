@@ -10,9 +10,11 @@ export RUSTUP_AUTO_INSTALL := 0
 export CARGO_TERM_PROGRESS_WHEN ?= never
 
 RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
+# Alone, never with the workspace: the feature would be built into everything else too.
+FAULTS := -p rehost-faults --features planted
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
 
-.PHONY: help build demo test bench fmt lint clean
+.PHONY: help build demo test faults bench fmt lint clean
 
 help: ## Shows this
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -39,6 +41,17 @@ test: ## Unit, property, contract, fault and end-to-end tests
 	  cargo test --workspace --lib --bins --tests -- --test-threads=1; \
 	fi
 	cargo test --workspace --doc
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run $(FAULTS); \
+	else \
+	  cargo test $(FAULTS) -- --test-threads=1; \
+	fi
+
+faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS=n SEED=s; PLANTED=1 plants each row's bugs)
+	scripts/install-deps build test
+	cargo build $(FAULTS) --bins
+	$(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/debug/faults $(if $(ROW),--row '$(ROW)') $(if $(RUNS),--runs '$(RUNS)') \
+	  $(if $(SEED),--seed '$(SEED)') $(if $(PLANTED),--planted) $(if $(BUG),--bug '$(BUG)') $(if $(JSON),--json '$(JSON)')
 
 bench: ## Full sync against nbdcopy over TLS, written to bench/out/bench.json
 	scripts/install-deps build bench
@@ -51,6 +64,7 @@ fmt: ## Formats the code
 lint: ## Formatting and clippy, warnings as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy $(FAULTS) --all-targets -- -D warnings
 
 clean: ## Removes what was built; the cache of images and tools stays
 	cargo clean
