@@ -9,7 +9,7 @@ use std::{
 };
 
 use rehost_model::replication::TrackerKind;
-use tracker_bed::{Disk, MIB, Replica, Server, can_run, load, passes_during, run};
+use tracker_bed::{Disk, MIB, Replica, Server, await_quiet, can_run, load, passes_during, run};
 
 #[test]
 fn live_nothing_is_missed_on_ext4() {
@@ -55,7 +55,7 @@ fn live_nothing_is_missed_beside_other_users_of_ebpf() {
     let opened = other.open(&tracked);
     assert_eq!(opened.kind, TrackerKind::Ebpf, "{opened:?}");
     let pins = other.options.bpffs.join("rehost").join(other.options.server.as_str()).join(tracked.volume.as_str());
-    let _busy = MapUser::of(&pins.join("bios"));
+    let _busy = MapUser::of(&pins.join("notes"));
     nothing_is_missed_on(&disk, "ext4", TrackerKind::Ebpf);
     nothing_is_missed_on(&disk, "ext4", TrackerKind::Ftrace);
 }
@@ -77,7 +77,7 @@ fn nothing_is_missed_on(disk: &Disk, filesystem: &str, kind: TrackerKind) {
     println!("{filesystem}, {kind:?}: {passes} passes, {} MiB copied", replica.copied / MIB);
     let missed = replica.differences();
     assert!(missed.is_empty(), "{filesystem}: {} blocks were missed: {missed:?}", missed.len());
-    assert!(tracker.is_quiet().unwrap());
+    await_quiet(&mut replica, tracker.as_mut());
 }
 
 /// A process that writes to a map and reads it, again and again.

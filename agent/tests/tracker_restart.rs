@@ -58,7 +58,6 @@ fn live_marks_outlive_agents_that_are_killed_while_they_collect() {
     println!("{kills} agents were killed, {} MiB were marked", replica.copied / MIB);
     assert!(kills > 3);
     let missed = replica.differences();
-    assert!(tracker.is_quiet().unwrap(), "nothing writes any more");
     assert!(missed.is_empty(), "{} blocks were missed: {missed:?}", missed.len());
 }
 

@@ -12,12 +12,14 @@ use std::{
 };
 
 const MAP_CREATE: libc::c_int = 0;
+const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 const PROG_TYPE_TRACING: u32 = 26;
 const ATTACH_TYPE_TRACE_RAW_TP: u32 = 23;
@@ -94,6 +96,76 @@ pub(crate) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(MAP_CREATE, &mut attributes) }?;
     // SAFETY: MAP_CREATE returned a new descriptor, which nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The value in a hash table of places on a disk.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) first_sector: u64,
+    pub(crate) sectors: u64,
+}
+
+/// What a hash table from addresses to places holds. What is put in or removed meanwhile may be missing; what stays is not.
+///
+/// # Errors
+/// It is not such a table.
+pub(crate) fn places(map: BorrowedFd<'_>) -> io::Result<Vec<(u64, Place)>> {
+    const BATCH: usize = 1024;
+    #[repr(C)]
+    struct Attributes {
+        from: u64,
+        to: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map: RawFd,
+        flags: [u64; 2],
+    }
+    let mut found = Vec::new();
+    // Where the table goes on: the kernel's business.
+    let (mut cursor, mut is_first) = (0_u32, true);
+    loop {
+        let (mut keys, mut values) = ([0_u64; BATCH], [Place::default(); BATCH]);
+        let from = if is_first { 0 } else { address(&raw const cursor) };
+        let mut attributes = Attributes {
+            from,
+            to: address(&raw mut cursor),
+            keys: address(keys.as_mut_ptr()),
+            values: address(values.as_mut_ptr()),
+            count: length(BATCH)?,
+            map: map.as_raw_fd(),
+            flags: [0; 2],
+        };
+        // SAFETY: keys and values have room for as many entries as `count` says, of the sizes that `places` is called for;
+        // the cursor has the four bytes that a hash table's has.
+        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attributes) };
+        let is_last = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !is_last {
+            result?;
+        }
+        found.extend(keys.into_iter().zip(values).take(attributes.count as usize));
+        if is_last {
+            return Ok(found);
+        }
+        is_first = false;
+    }
+}
+
+/// Removes an entry of a hash table from addresses.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn remove_place(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+    #[repr(C)]
+    struct Attributes {
+        map: RawFd,
+        padding: u32,
+        key: u64,
+    }
+    let mut attributes = Attributes { map: map.as_raw_fd(), padding: 0, key: address(&raw const key) };
+    // SAFETY: the key lives until the call returns and is as long as the table's keys.
+    unsafe { bpf(MAP_DELETE, &mut attributes) }.map(drop)
 }
 
 /// Why a program was refused.

@@ -4,6 +4,7 @@
 //! which lineage they cover, as they were left. What was set up for another disk, size or granule is set up anew.
 
 use std::{
+    collections::HashMap,
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
@@ -21,18 +22,18 @@ use super::{
     meta::{META_BYTES, Meta},
     mounts::BPFFS,
     pins,
-    program::{Hook, KernelLayout, Maps, Target},
+    program::{Hook, KernelLayout, Maps, SECTOR_SHIFT, Target},
 };
 use crate::sys::{
-    bpf::{self, LoadError, MapKind, MapShape},
+    bpf::{self, LoadError, MapKind, MapShape, Place},
     shared::SharedWords,
 };
 
-/// Copies of each program: a completion can interrupt another one twice.
-const COPIES: usize = 3;
+/// Writes of one disk that can be on their way at once and be noted.
+const MOST_NOTES: u32 = 32_768;
 
-/// Bios of one disk that can be on their way at once and be followed.
-const MOST_BIOS: u32 = 32_768;
+/// No write takes longer: that is the kernel's patience with a request. One that is noted for longer was completed unseen.
+const LONGEST_WRITE: Duration = Duration::from_secs(30);
 
 /// How long a new tracker waits until bios that were on their way before it are complete.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -59,6 +60,10 @@ pub(super) struct EbpfTracker {
     marks: Marks<SharedWords>,
     meta: Meta,
     attached: Vec<Attached>,
+    /// The map of writes that are noted.
+    notes: OwnedFd,
+    /// Those that the last collection found, and since when they are there.
+    noted: HashMap<(u64, Place), Instant>,
 }
 
 /// A tracker that is there, and what became of an earlier one.
@@ -124,15 +129,17 @@ impl EbpfTracker {
 
     fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
         let Objects { maps, attached } = objects;
-        let [live, coarse, pending, meta, _] = &maps;
-        let map = |map: &OwnedFd, entries: u32| {
+        let [live, coarse, pending, meta, notes] = maps;
+        let map = |map: OwnedFd, entries: u32| {
             let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(1 << ENTRY_SHIFT);
             SharedWords::map(map.as_fd(), bytes)
         };
         let (fine, rough) = (geometry.fine_entries(), geometry.coarse_entries());
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
         let kind = if device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
-        Ok(Self { disk: disk.path.display().to_string(), kind, marks, meta: Meta::new(map(meta, 1)?), attached })
+        bpf::places(notes.as_fd())?;
+        let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
+        Ok(Self { disk, kind, marks, meta, attached, notes, noted: HashMap::new() })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -141,20 +148,42 @@ impl EbpfTracker {
         if lost > 0 {
             return Err(self.lost(format!("{lost} writes were too many to be followed")));
         }
-        let mut suspects = Vec::new();
-        for (index, copies) in self.attached.chunks(COPIES).enumerate() {
-            let mut all_missed = true;
-            for (copy, attached) in copies.iter().enumerate() {
-                let misses = bpf::recursion_misses(attached.program.as_fd());
-                let misses = misses.map_err(|e| self.lost(format!("the program cannot be asked: {e}")))?;
-                all_missed &= self.meta.grown_misses(index * COPIES + copy, misses) > 0;
+        let mut seen = HashMap::new();
+        for (index, Attached { hook, program, .. }) in self.attached.iter().enumerate() {
+            let misses = bpf::recursion_misses(program.as_fd());
+            let misses = misses.map_err(|e| self.lost(format!("the program cannot be asked: {e}")))?;
+            *seen.entry(hook.name()).or_insert(false) |= self.meta.grown_misses(index, misses) == 0;
+        }
+        // What is not noted when it is issued is still marked when it is complete.
+        seen.remove(Hook::Issue.name());
+        match seen.iter().find(|(_, by_some_copy)| !**by_some_copy) {
+            None => Ok(()),
+            Some((hook, _)) => Err(self.lost(format!("all copies of the {hook} program were interrupted by themselves"))),
+        }
+    }
+
+    /// Makes pending what is being written, and forgets what cannot be.
+    fn collect_notes(&mut self, pass: Pass) -> Result<(), MarksLost> {
+        let now = Instant::now();
+        let mut noted = HashMap::new();
+        for note in self.notes()? {
+            let (key, Place { first_sector, sectors }) = note;
+            let range = ByteRange { offset: first_sector << SECTOR_SHIFT, length: sectors << SECTOR_SHIFT };
+            self.marks.collect_range(range, pass);
+            let since = *self.noted.get(&note).unwrap_or(&now);
+            if since.elapsed() > LONGEST_WRITE {
+                // It may be complete by now.
+                let _ = bpf::remove_place(self.notes.as_fd(), key);
+            } else {
+                noted.insert(note, since);
             }
-            suspects.extend(copies.first().filter(|_| all_missed).map(|first| first.hook.name()));
         }
-        if suspects.is_empty() {
-            return Ok(());
-        }
-        Err(self.lost(format!("all copies of the {} program were interrupted by themselves", suspects.join(" and "))))
+        self.noted = noted;
+        Ok(())
+    }
+
+    fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
+        bpf::places(self.notes.as_fd()).map_err(|error| self.lost(format!("what is being written cannot be read: {error}")))
     }
 
     fn lost(&self, reason: String) -> MarksLost {
@@ -182,6 +211,7 @@ impl DiskTracker for EbpfTracker {
 
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.marks.collect(pass);
+        self.collect_notes(pass)?;
         self.check()
     }
 
@@ -195,7 +225,7 @@ impl DiskTracker for EbpfTracker {
 
     fn is_quiet(&mut self) -> Result<bool, MarksLost> {
         self.check()?;
-        Ok(self.marks.is_quiet())
+        Ok(self.notes()?.is_empty() && self.marks.is_quiet())
     }
 
     fn backlog_bytes(&self) -> u64 {
@@ -224,7 +254,7 @@ impl Attached {
             let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
             Ok(Self { hook, copy, program, link })
         };
-        (0..COPIES).map(attach).collect()
+        (0..hook.copies()).map(attach).collect()
     }
 
     fn file_name(hook: Hook, copy: usize) -> String {
@@ -238,15 +268,15 @@ struct Objects {
     attached: Vec<Attached>,
 }
 
-const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "bios"];
+const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "notes"];
 
 impl Objects {
     /// Makes the maps and attaches the programs.
     fn create(device: &BlockDevice, layout: &KernelLayout, geometry: Geometry) -> Result<Self, EbpfError> {
-        let maps = create_maps(device, geometry).or_else(|error| {
+        let maps = create_maps(geometry).or_else(|error| {
             // Before 5.11 maps count as locked memory, of which a process may have little.
             raise_locked_memory();
-            create_maps(device, geometry).map_err(|_| error)
+            create_maps(geometry).map_err(|_| error)
         })?;
         let (written, target) = (written(&maps), target(device, geometry));
         let mut attached = Vec::new();
@@ -261,7 +291,7 @@ impl Objects {
 
     fn open(device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
         let open = |name: &str| bpf::open_pin(&pins.join(name));
-        let shapes = shapes(device, geometry);
+        let shapes = shapes(geometry);
         let mut maps = Vec::new();
         for (name, shape) in MAP_NAMES.into_iter().zip(shapes) {
             let map = open(name)?;
@@ -272,7 +302,7 @@ impl Objects {
         }
         let mut attached = Vec::new();
         for hook in hooks(device) {
-            for copy in 0..COPIES {
+            for copy in 0..hook.copies() {
                 let link = open(&Attached::file_name(*hook, copy))?;
                 let program = bpf::program_by_id(bpf::linked_program(link.as_fd())?)?;
                 attached.push(Attached { hook: *hook, copy, program, link });
@@ -298,16 +328,16 @@ impl Objects {
 /// The programs that a disk needs.
 fn hooks(device: &BlockDevice) -> &'static [Hook] {
     match (device.has_requests, device.discards_many) {
-        (true, false) => &[Hook::Request],
-        (true, true) => &[Hook::Request, Hook::BioQueue, Hook::BioDone],
+        (true, false) => &[Hook::Issue, Hook::Request],
+        (true, true) => &[Hook::Issue, Hook::Request, Hook::BioQueue],
         (false, _) => &[Hook::BioQueue, Hook::BioDone],
     }
 }
 
 /// What the programs write to.
 fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
-    let [live, coarse, _, meta, bios] = maps.each_ref().map(OwnedFd::as_fd);
-    Maps { live, coarse, meta, bios }
+    let [live, coarse, _, meta, notes] = maps.each_ref().map(OwnedFd::as_fd);
+    Maps { live, coarse, meta, notes }
 }
 
 /// What the programs look for.
@@ -316,20 +346,19 @@ fn target(device: &BlockDevice, geometry: Geometry) -> Target {
     Target { major, minor, geometry, only_discards: has_requests }
 }
 
-fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
-    let [live, coarse, pending, meta, bios] = shapes(device, geometry);
+fn create_maps(geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
+    let [live, coarse, pending, meta, notes] = shapes(geometry);
     let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
     let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
     let [n0, n1, n2, n3, n4] = MAP_NAMES;
-    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, bios)?])
+    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, notes)?])
 }
 
-fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
+fn shapes(geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
     let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
     let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
-    let follows_bios = hooks(device).contains(&Hook::BioQueue);
-    let bios = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: if follows_bios { MOST_BIOS } else { 1 } };
-    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, bios]
+    let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: MOST_NOTES };
+    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes]
 }
 
 /// What was on its way when the programs were attached was not noted, and its completion marks nothing: it has to be over

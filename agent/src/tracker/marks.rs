@@ -75,6 +75,15 @@ impl<M: Deref<Target = [AtomicU64]>> Marks<M> {
         self.pending_count += added;
     }
 
+    /// Makes what a write of these bytes touches pending, under the number of the pass.
+    pub(super) fn collect_range(&mut self, range: ByteRange, pass: Pass) {
+        let granules = self.touched(range);
+        for word in granules.start / LANES..granules.end.div_ceil(LANES) {
+            let lanes = lanes_within(word, granules.clone());
+            self.pending_count += set(&self.pending, self.geometry, word, lanes, pass.number().into());
+        }
+    }
+
     /// Whether nothing is live.
     pub(super) fn is_quiet(&self) -> bool {
         self.live.iter().chain(self.coarse.iter()).all(|word| word.load(Acquire) == 0)
@@ -124,6 +133,11 @@ impl<M: Deref<Target = [AtomicU64]>> Marks<M> {
         }
     }
 
+    fn touched(&self, range: ByteRange) -> Range<u64> {
+        let end = range.end().min(self.geometry.size_bytes()).div_ceil(self.geometry.granule_bytes());
+        range.offset >> self.geometry.granule_shift()..end
+    }
+
     fn whole_granules(&self, range: ByteRange) -> Range<u64> {
         let shift = self.geometry.granule_shift();
         let reaches_end = range.end() >= self.geometry.size_bytes();
@@ -145,9 +159,7 @@ impl Marks<Box<[AtomicU64]>> {
 
     /// Marks live what a write of these bytes touched.
     pub(super) fn mark(&self, range: ByteRange) {
-        let shift = self.geometry.granule_shift();
-        let end = range.end().min(self.geometry.size_bytes()).div_ceil(self.geometry.granule_bytes());
-        let granules = range.offset >> shift..end;
+        let granules = self.touched(range);
         for word in granules.start / LANES..granules.end.div_ceil(LANES) {
             if let Some(live) = at(&self.live, word) {
                 live.fetch_or(lanes_within(word, granules.clone()), AcqRel);

@@ -1,18 +1,25 @@
 //! The eBPF programs, and what of the kernel's layout they are made from.
 //!
-//! There are three, each for one tracepoint:
+//! There are four, each for one tracepoint:
 //! ```text
-//!   request  block_rq_complete   a request of the disk is complete: mark what it wrote
-//!   queue    block_bio_queue     a bio is given to the disk: mark it, and note its place under its address
-//!   done     block_bio_complete  a bio is complete: if its place was noted, mark it
+//!   issue    block_rq_issue      a request is given to the disk: note its place under its address
+//!   request  block_rq_complete   a request is complete: forget the note, and mark what was written
+//!   queue    block_bio_queue     a bio is given to the disk: note its place under its address, and mark it
+//!   done     block_bio_complete  a bio is complete: if its place was noted, forget the note, and mark it
 //! ```
-//! `request` is all that a disk with a request queue needs, with one exception: where the disk takes discards of many ranges at
-//! once, a request says only the first, so `queue` and `done` follow discards there. Disks without a request queue
-//! (device-mapper, md, zram, heads of multipath) are tracked by these two alone. A bio is followed by its address, since its
-//! device and place are changed on its way: a driver may hand the very same bio on to another disk.
+//! `issue` and `request` are all that a disk with a request queue needs, with one exception: where the disk takes discards of
+//! many ranges at once, a request says only the first. There `queue` follows discards; since nothing tells when such a bio is
+//! complete, it stays noted for as long as it may take. Disks without a request queue (device-mapper, md, zram, heads of
+//! multipath) are tracked by `queue` and `done` alone. A bio is followed by its address, since its device and place are
+//! changed on its way: a driver may hand the very same bio on to another disk.
 //!
-//! Each program is attached three times: the kernel does not run a program that is interrupted while it runs on that CPU, and
-//! a completion can interrupt a completion twice at most (task, softirq, hardirq).
+//! A completion marks. It is what counts, since a mark that is set before the data is on the disk may be collected and read
+//! too early. But a completion can pass unseen: the kernel does not run a program that is interrupted while it runs on that
+//! CPU, and some kernels run none while an interrupt happens to disturb a process that they protect. Therefore
+//! - each program of a completion is attached three times: a completion can interrupt a completion twice at most (task,
+//!   softirq, hardirq);
+//! - what is noted and not forgotten counts as being written: every collection takes it, until its completion is seen, its
+//!   address is used again (which marks what was noted there), or it is older than any write can be.
 
 use std::os::fd::BorrowedFd;
 
@@ -36,7 +43,7 @@ const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
 /// No request is larger: its length in bytes has 32 bits.
 const MOST_BYTES: u64 = 1 << 32;
 
-const SECTOR_SHIFT: u32 = 9;
+pub(super) const SECTOR_SHIFT: u32 = 9;
 
 /// The numbers of the operations that change nothing are even.
 const CHANGES: i32 = 1;
@@ -47,15 +54,22 @@ const DISCARD: i32 = 3;
 /// A tracepoint that a program is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
+    Issue,
     Request,
     BioQueue,
     BioDone,
 }
 
 impl Hook {
+    /// How often the program is attached. What is not noted is still marked when it is complete.
+    pub(super) fn copies(self) -> usize {
+        if self == Self::Issue { 1 } else { 3 }
+    }
+
     /// As it is pinned and shown by tools.
     pub(super) fn name(self) -> &'static str {
         match self {
+            Self::Issue => "issue",
             Self::Request => "request",
             Self::BioQueue => "queue",
             Self::BioDone => "done",
@@ -79,18 +93,20 @@ pub(super) struct Maps<'a> {
     pub(super) live: BorrowedFd<'a>,
     pub(super) coarse: BorrowedFd<'a>,
     pub(super) meta: BorrowedFd<'a>,
-    /// From the address of a bio to its first sector and its length in sectors.
-    pub(super) bios: BorrowedFd<'a>,
+    /// From the address of a request or bio that is being written to its first sector and its length in sectors.
+    pub(super) notes: BorrowedFd<'a>,
 }
 
 /// What programs must know of the running kernel.
 #[derive(Debug, Clone)]
 pub(super) struct KernelLayout {
+    issue: Tracepoint,
     request: Tracepoint,
     bio_queue: Tracepoint,
     bio_done: Tracepoint,
     request_flags: Field,
     request_sector: Field,
+    request_bytes: Field,
     /// From a request to its disk.
     request_disk: Vec<Field>,
     bio_flags: Field,
@@ -117,11 +133,13 @@ impl KernelLayout {
         let path = |steps: [(&str, &str); 2]| steps.map(|(of, member)| btf.field(of, member)).into_iter().collect();
         let single = |of: &str, member: &str| btf.field(of, member).map(|field| vec![field]);
         Ok(Self {
+            issue: Tracepoint::of(btf, "btf_trace_block_rq_issue", "request")?,
             request: Tracepoint::of(btf, "btf_trace_block_rq_complete", "request")?,
             bio_queue: Tracepoint::of(btf, "btf_trace_block_bio_queue", "bio")?,
             bio_done: Tracepoint::of(btf, "btf_trace_block_bio_complete", "bio")?,
             request_flags: btf.field("request", "cmd_flags")?,
             request_sector: btf.field("request", "__sector")?,
+            request_bytes: btf.field("request", "__data_len")?,
             // Until 5.16 a request knew its disk.
             request_disk: single("request", "rq_disk")
                 .or_else(|_| path([("request", "q"), ("request_queue", "disk")]))?,
@@ -138,6 +156,7 @@ impl KernelLayout {
     /// The tracepoint of a hook, as the kernel numbers it.
     pub(super) fn tracepoint(&self, hook: Hook) -> TypeId {
         match hook {
+            Hook::Issue => self.issue.id,
             Hook::Request => self.request.id,
             Hook::BioQueue => self.bio_queue.id,
             Hook::BioDone => self.bio_done.id,
@@ -150,6 +169,7 @@ impl KernelLayout {
         let end = code.label();
         let mut program = Program { layout: self, target, maps, code, end };
         match hook {
+            Hook::Issue => program.issue(),
             Hook::Request => program.request(),
             Hook::BioQueue => program.bio_queue(),
             Hook::BioDone => program.bio_done(),
@@ -174,9 +194,13 @@ impl Tracepoint {
 
 /// Places on the stack.
 const KEY: Field = Field { offset: -4, width: Width::Four };
-const BIO: Field = Field { offset: -16, width: Width::Eight };
+const ADDRESS: Field = Field { offset: -16, width: Width::Eight };
 const SECTORS: Field = Field { offset: -24, width: Width::Eight };
 const FIRST_SECTOR: Field = Field { offset: -32, width: Width::Eight };
+
+/// Where the parts of a noted place are.
+const PLACE_FIRST: Field = Field { offset: 0, width: Width::Eight };
+const PLACE_SECTORS: Field = Field { offset: 8, width: Width::Eight };
 
 /// A program that is being written. Between the parts: `R6` is the first sector, `R7` the number of sectors.
 struct Program<'a> {
@@ -189,6 +213,23 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
+    fn issue(&mut self) {
+        let end = self.end;
+        self.code.load(R8, R1, self.layout.issue.subject).load(R2, R8, self.layout.request_flags);
+        self.code.compute(R2, And, CHANGES).jump_if(R2, Equal, 0, end);
+        self.leave_unless_on_disk(&self.layout.request_disk);
+        self.code.load(R6, R8, self.layout.request_sector).load(R7, R8, self.layout.request_bytes);
+        self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, end);
+        self.prepare_note();
+        // The completion of an earlier request at this address was not seen: that one is marked.
+        let fresh = self.code.label();
+        self.look_up_note(fresh);
+        self.note();
+        self.mark();
+        self.code.bind(fresh);
+        self.note();
+    }
+
     fn request(&mut self) {
         let Tracepoint { subject, last: bytes, .. } = self.layout.request;
         let end = self.end;
@@ -198,7 +239,8 @@ impl Program<'_> {
         self.code.load(R8, R1, subject).load(R2, R8, self.layout.request_flags);
         self.code.compute(R2, And, CHANGES).jump_if(R2, Equal, 0, end);
         self.leave_unless_on_disk(&self.layout.request_disk);
-        self.code.load(R6, R8, self.layout.request_sector);
+        self.code.load(R6, R8, self.layout.request_sector).store(Frame, ADDRESS, R8);
+        self.forget_note();
         self.mark();
     }
 
@@ -209,7 +251,13 @@ impl Program<'_> {
         self.leave_unless_on_disk(&self.layout.bio_disk);
         self.code.load(R6, R8, self.layout.bio_sector).load(R7, R8, self.layout.bio_bytes);
         self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, end);
-        self.note_bio();
+        self.prepare_note();
+        // Either the place of an earlier bio at this address, whose completion was not seen, or that of this one is marked.
+        let fresh = self.code.label();
+        self.look_up_note(fresh);
+        self.code.bind(fresh);
+        self.note();
+        self.count_if_not_noted();
         self.mark();
     }
 
@@ -217,11 +265,9 @@ impl Program<'_> {
         let end = self.end;
         self.code.load(R8, R1, self.layout.bio_done.subject);
         self.leave_unless_followed();
-        self.code.store(Frame, BIO, R8);
-        self.code.address_of(R2, BIO).set_map(R1, self.maps.bios).call(Helper::Lookup).jump_if(R0, Equal, 0, end);
-        self.code.load(R6, R0, Field { offset: 0, width: Width::Eight });
-        self.code.load(R7, R0, Field { offset: 8, width: Width::Eight });
-        self.code.address_of(R2, BIO).set_map(R1, self.maps.bios).call(Helper::Delete);
+        self.code.store(Frame, ADDRESS, R8);
+        self.look_up_note(end);
+        self.forget_note();
         self.mark();
     }
 
@@ -248,12 +294,31 @@ impl Program<'_> {
         }
     }
 
-    /// Notes the place of the bio in `R8` for its completion; one that cannot be noted is counted as lost.
-    fn note_bio(&mut self) {
+    /// Prepares to note the place (`R6`, `R7`) of the request or bio in `R8`.
+    fn prepare_note(&mut self) {
+        self.code.store(Frame, ADDRESS, R8).store(Frame, FIRST_SECTOR, R6).store(Frame, SECTORS, R7);
+    }
+
+    /// Loads the place that is noted under `ADDRESS`; jumps if there is none.
+    fn look_up_note(&mut self, if_none: Label) {
+        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
+        self.code.jump_if(R0, Equal, 0, if_none).load(R6, R0, PLACE_FIRST).load(R7, R0, PLACE_SECTORS);
+    }
+
+    fn forget_note(&mut self) {
+        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Delete);
+    }
+
+    /// Notes the place that is prepared under the prepared address. `R0` is 0 if that succeeded.
+    fn note(&mut self) {
+        self.code.address_of(R2, ADDRESS).address_of(R3, FIRST_SECTOR).compute(R4, Set, 0);
+        self.code.set_map(R1, self.maps.notes).call(Helper::Update);
+    }
+
+    /// Counts a bio that could not be noted (`R0`) as lost: its completion will mark nothing.
+    fn count_if_not_noted(&mut self) {
         let noted = self.code.label();
-        self.code.store(Frame, BIO, R8).store(Frame, FIRST_SECTOR, R6).store(Frame, SECTORS, R7);
-        self.code.address_of(R2, BIO).address_of(R3, FIRST_SECTOR).compute(R4, Set, 0);
-        self.code.set_map(R1, self.maps.bios).call(Helper::Update).jump_if(R0, Equal, 0, noted);
+        self.code.jump_if(R0, Equal, 0, noted);
         self.code.compute(R2, Set, 0).store(Frame, KEY, R2).address_of(R2, KEY);
         self.code.set_map(R1, self.maps.meta).call(Helper::Lookup).jump_if(R0, Equal, 0, noted);
         self.code.compute(R1, Set, 1).atomic_add(R0, LOST_BIOS_OFFSET, R1);

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rehost_agent::tracker::{self, DiskTracker, Opened, Pass, TrackedDisk, TrackerOptions};
@@ -245,4 +245,15 @@ pub(crate) fn passes_during(replica: &mut Replica, tracker: &mut dyn DiskTracker
     });
     replica.pass(tracker);
     passes
+}
+
+/// Waits until nothing is being written. (Not at once: a write whose completion passed unseen counts as being written for a
+/// while.)
+pub(crate) fn await_quiet(replica: &mut Replica, tracker: &mut dyn DiskTracker) {
+    let start = Instant::now();
+    while !tracker.is_quiet().unwrap() {
+        assert!(start.elapsed() < Duration::from_secs(120), "it is never quiet");
+        thread::sleep(Duration::from_millis(100));
+        replica.pass(tracker);
+    }
 }

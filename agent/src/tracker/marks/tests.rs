@@ -86,13 +86,13 @@ fn what_was_written_again_is_settled_by_the_later_pass_alone() {
 
 #[test]
 fn a_large_write_is_marked_coarsely_and_cut_at_the_end_of_the_disk() {
-    let memory = Memory::of(1000 * GRANULE + 512);
+    let memory = Memory::of(3000 * GRANULE + 512);
     let mut marks = memory.marks();
-    memory.complete(700..1001);
+    memory.complete(1700..3001);
     assert!(!marks.is_quiet());
     marks.collect(pass(1));
-    let from = 700 >> COARSE_SHIFT << COARSE_SHIFT;
-    let expected = ByteRange { offset: from * GRANULE, length: (1000 - from) * GRANULE + 512 };
+    let from = 1700 >> COARSE_SHIFT << COARSE_SHIFT;
+    let expected = ByteRange { offset: from * GRANULE, length: (3000 - from) * GRANULE + 512 };
     assert_eq!(marks.pending(), [expected]);
     marks.settle(expected, pass(1));
     assert_eq!((marks.pending(), marks.backlog_bytes()), (vec![], 0));
@@ -184,9 +184,9 @@ fn marks_that_are_set_meanwhile_are_never_lost() {
 #[test]
 fn a_collection_that_is_cut_off_loses_nothing() {
     for survived in 0..40 {
-        let memory = Memory::of(400 * GRANULE);
+        let memory = Memory::of(1000 * GRANULE);
         (0..20).for_each(|step| memory.complete(step * 9..step * 9 + 2));
-        memory.complete(200..400);
+        memory.complete(200..1000);
         let before = marked_granules(&memory);
         let words = memory.live.iter().filter(|word| word.load(SeqCst) != 0).count() as i32;
         // The words are cleared in order, so that a cut is a prefix of them.
@@ -237,12 +237,12 @@ enum Step {
     Restart,
 }
 
-const GRANULES: u64 = 300;
+const GRANULES: u64 = 1500;
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..GRANULES, 1..5_u64, 0..4_usize).prop_map(|(at, length, delay)| Step::Write(at..(at + length).min(GRANULES), delay)),
-        1 => (0..GRANULES, 130..GRANULES, 0..4_usize).prop_map(|(at, length, delay)| Step::Write(at..(at + length).min(GRANULES), delay)),
+        1 => (0..GRANULES, 520..GRANULES, 0..4_usize).prop_map(|(at, length, delay)| Step::Write(at..(at + length).min(GRANULES), delay)),
         3 => Just(Step::Collect),
         4 => (1..40_usize).prop_map(Step::Send),
         4 => (1..4_usize).prop_map(Step::Acknowledge),
