@@ -5,15 +5,17 @@ use std::collections::BTreeMap;
 use rehost_model::job::{InitiatedBy, JobLogEvent, JobStatus, LaunchStatus};
 use rehost_model::ledger::{LedgerEntry, ResourceKind};
 use rehost_model::link::{
-    AgentCommand, AgentPhase, AgentReport, BootFirmware, EnrolRequest, PartitionTable, RenewRequest,
+    AgentCommand, AgentPhase, AgentReport, BootFirmware, EnrolRequest, FenceState, PartitionTable, RenewRequest,
     ReplicatorEnrolRequest, ReplicatorReport, ServerReport, SourceDisk, VolumeReport,
 };
 use rehost_model::replication::DataReplicationState;
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::SourceProperties;
-use rehost_model::{Epoch, Job, JobId, LifeCycleState, ServerId, SourceServer};
+use rehost_model::{Epoch, Job, JobId, LifeCycleState, ServerId, SourceServer, VolumeId};
 use serde_json::{Value, json};
 
+mod cutover;
+mod replication;
 mod snapshots;
 
 use super::{StepError, run};
@@ -36,6 +38,13 @@ struct Source {
     reached: Epoch,
     hold_expires: bool,
     stopped: bool,
+    fence: FenceState,
+    /// The quiesce scripts fail, or hang.
+    fence_fails: bool,
+    fence_hangs: bool,
+    inventory: Vec<SourceDisk>,
+    /// What the agent was told last.
+    told: Option<AgentCommand>,
 }
 
 fn csr() -> String {
@@ -65,7 +74,10 @@ fn enrol_request(csr: &str) -> EnrolRequest {
 
 impl Source {
     async fn enrol() -> Self {
-        let fake = Fake::default();
+        Self::enrol_at(Fake::default()).await
+    }
+
+    async fn enrol_at(fake: Fake) -> Self {
         let ports = fake.ports();
         let csr = csr();
         let response = link::enrol(&ports, &enrol_request(&csr)).await.unwrap();
@@ -81,6 +93,11 @@ impl Source {
             reached: Epoch(0),
             hold_expires: false,
             stopped: false,
+            fence: FenceState::Open,
+            fence_fails: false,
+            fence_hangs: false,
+            inventory: vec![],
+            told: None,
         };
         source.agent.serial = source.server().internal.certificate_serials[0].clone();
         source
@@ -103,8 +120,15 @@ impl Source {
     }
 
     async fn poll_agent(&mut self) {
-        let phase = if self.stopped { AgentPhase::Stopped } else { AgentPhase::Idle };
-        let report = AgentReport { agent_version: "0".to_owned(), phase, ..AgentReport::default() };
+        let phase = match (&self.told, self.stopped) {
+            (_, true) => AgentPhase::Stopped,
+            (Some(AgentCommand::Wait), _) => AgentPhase::Waiting,
+            (Some(AgentCommand::Pause), _) => AgentPhase::Paused,
+            _ => AgentPhase::Idle,
+        };
+        let (inventory, fence) = (self.inventory.clone(), self.fence.clone());
+        let agent_version = "0".to_owned();
+        let report = AgentReport { agent_version, phase, inventory, fence, ..AgentReport::default() };
         let directive = link::agent_poll(&self.ports, &self.agent, &report).await.unwrap();
         if directive.renew {
             link::agent_renew(&self.ports, &self.agent, &RenewRequest { csr: self.csr.clone() }).await.unwrap();
@@ -112,6 +136,8 @@ impl Source {
             self.agent.serial = internal.certificate_serials.last().unwrap().clone();
             self.agent.volumes = internal.paired_volumes;
         }
+        self.told = Some(directive.command.clone());
+        self.follow_fence();
         match directive.command {
             AgentCommand::Disconnect => self.stopped = true,
             AgentCommand::Replicate { checkpoint, .. } if self.held.is_none() && checkpoint > self.reached => {
@@ -119,6 +145,21 @@ impl Source {
             }
             _ => {}
         }
+    }
+
+    /// As the agent does it, in no time.
+    fn follow_fence(&mut self) {
+        let wanted = match &self.told {
+            Some(AgentCommand::Replicate { fence, .. }) => fence.clone(),
+            Some(AgentCommand::Wait) => None,
+            _ => return,
+        };
+        self.fence = match wanted {
+            None => FenceState::Open,
+            Some(fence) if self.fence_hangs => FenceState::Closing { fence },
+            Some(fence) if self.fence_fails => FenceState::Failed { fence, reason: "10-stop-web ended with 1".to_owned() },
+            Some(fence) => FenceState::Fenced { fence },
+        };
     }
 
     async fn poll_replicator(&mut self) {
@@ -141,6 +182,8 @@ impl Source {
     }
 
     fn report(&self) -> ServerReport {
+        let staging = self.server().internal.staging;
+        let size = |v: &VolumeId| staging.iter().find(|d| d.volume.as_ref() == Some(v)).map_or(0, |d| d.size_bytes);
         let volumes = self.agent.volumes.iter();
         let expired = if self.hold_expires { self.reached } else { Epoch(0) };
         ServerReport {
@@ -153,7 +196,7 @@ impl Source {
             consistency: rehost_model::replication::Consistency::Quiescent,
             consistent: true,
             journal_bytes: 0,
-            volumes: volumes.map(|v| VolumeReport { volume: v.clone(), synced_bytes: DISK_BYTES }).collect(),
+            volumes: volumes.map(|v| VolumeReport { volume: v.clone(), synced_bytes: size(v) }).collect(),
             error: None,
         }
     }
@@ -180,7 +223,9 @@ impl Source {
     }
 
     fn migrate_input(&self) -> Value {
-        self.fake.world().executions.values().find(|(machine, _)| machine == "migrate").unwrap().1.clone()
+        let world = self.fake.world();
+        let mine = |(machine, input): &&(String, Value)| machine == "migrate" && input["sourceServerID"] == self.id.as_str();
+        world.executions.values().find(mine).unwrap().1.clone()
     }
 
     async fn reach_ready_for_test(&mut self) {
@@ -199,7 +244,7 @@ impl Source {
     async fn launch(&mut self, job: &Job) -> Result<(), StepError> {
         let step = if job.initiated_by == InitiatedBy::StartCutover { "launch-cutover" } else { "launch-test" };
         let mut state = self.launch_state(job);
-        for step in ["begin-job", "snapshot", "convert", step, "verify", "complete-job"] {
+        for step in ["begin-job", "prepare-cutover", "snapshot", "convert", step, "verify", "complete-job"] {
             state = match self.drive(step, state.clone()).await {
                 Ok(state) => state,
                 Err(error) => {
@@ -240,6 +285,7 @@ impl Source {
         let input = json!({"execution": format!("migrate-{sequence}"), "sourceServerID": self.id, "replicate": true});
         self.fake.world().executions.insert(format!("migrate-{sequence}"), ("migrate".to_owned(), input));
         (self.agent.volumes, self.stopped, self.held, self.reached) = (vec![], false, None, Epoch(0));
+        self.told = None;
     }
 
     async fn ledger(&self) -> Vec<LedgerEntry> {
@@ -597,7 +643,7 @@ async fn sweep_launch(after_effect: bool) {
         let job = source.start(InitiatedBy::StartTest).await;
         let mut state = source.launch_state(&job);
         let mut planted = false;
-        for step in ["begin-job", "snapshot", "convert", "launch-test", "verify", "complete-job"] {
+        for step in ["begin-job", "prepare-cutover", "snapshot", "convert", "launch-test", "verify", "complete-job"] {
             source.fake.fail_call(n, after_effect);
             if let Ok(answer) = run(&source.ports, step, state.clone()).await {
                 state = answer;
