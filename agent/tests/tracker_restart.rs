@@ -1,4 +1,5 @@
 //! Marks outlive the agent, and belong to one disk.
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 
 mod tracker_bed;
 

@@ -137,7 +137,7 @@ impl Btf {
             Some(8) => Width::Eight,
             _ => return Err(unknown()),
         };
-        if found.bits % 8 == 0 { Ok(Field { offset, width }) } else { Err(unknown()) }
+        if found.bits.is_multiple_of(8) { Ok(Field { offset, width }) } else { Err(unknown()) }
     }
 
     fn index(&mut self, section: Range<usize>) -> Result<(), BtfError> {
@@ -171,7 +171,11 @@ impl Btf {
             let (bits, is_bitfield) =
                 if of.has_bitfields { (offset & 0x00ff_ffff, offset >> 24 != 0) } else { (offset, false) };
             if self.is_named(member, name) {
-                return if is_bitfield { Err(BtfError::Unknown(name.to_owned())) } else { Ok(Some(Found { bits, of: of_type })) };
+                return if is_bitfield {
+                    Err(BtfError::Unknown(name.to_owned()))
+                } else {
+                    Ok(Some(Found { bits, of: of_type }))
+                };
             }
             if self.is_named(member, "")
                 && let Some(inner) = self.resolve(of_type)?

@@ -29,9 +29,6 @@ use crate::sys::{
     shared::SharedWords,
 };
 
-/// Writes of one disk that can be on their way at once and be noted.
-const MOST_NOTES: u32 = 32_768;
-
 /// No write takes longer: that is the kernel's patience with a request. One that is noted for longer was completed unseen.
 const LONGEST_WRITE: Duration = Duration::from_secs(30);
 
@@ -88,7 +85,9 @@ pub(super) fn open(
     if directory.exists() {
         match EbpfTracker::reopen(disk, device, geometry, &directory) {
             Ok(tracker) => return Ok(OpenedPins { tracker, discarded }),
-            Err(unfit) => discarded = Some(format!("marks that were kept for {} are discarded: {unfit}", disk.path.display())),
+            Err(unfit) => {
+                discarded = Some(format!("marks that were kept for {} are discarded: {unfit}", disk.path.display()))
+            }
         }
         pins::remove(&directory, &options.bpffs).map_err(failed)?;
         BPFFS.ensure(&options.bpffs).map_err(failed)?;
@@ -124,7 +123,11 @@ impl EbpfTracker {
     fn reopen(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
         let objects = Objects::open(device, geometry, pins)?;
         let tracker = Self::over(disk, device, geometry, objects)?;
-        if tracker.meta.fits(device, geometry) { Ok(tracker) } else { Err(unfit("they are of another disk, size or version")) }
+        if tracker.meta.fits(device, geometry) {
+            Ok(tracker)
+        } else {
+            Err(unfit("they are of another disk, size or version"))
+        }
     }
 
     fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
@@ -158,7 +161,9 @@ impl EbpfTracker {
         seen.remove(Hook::Issue.name());
         match seen.iter().find(|(_, by_some_copy)| !**by_some_copy) {
             None => Ok(()),
-            Some((hook, _)) => Err(self.lost(format!("all copies of the {hook} program were interrupted by themselves"))),
+            Some((hook, _)) => {
+                Err(self.lost(format!("all copies of the {hook} program were interrupted by themselves")))
+            }
         }
     }
 
@@ -183,7 +188,8 @@ impl EbpfTracker {
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
-        bpf::places(self.notes.as_fd()).map_err(|error| self.lost(format!("what is being written cannot be read: {error}")))
+        bpf::places(self.notes.as_fd())
+            .map_err(|error| self.lost(format!("what is being written cannot be read: {error}")))
     }
 
     fn lost(&self, reason: String) -> MarksLost {
@@ -273,10 +279,10 @@ const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "notes"];
 impl Objects {
     /// Makes the maps and attaches the programs.
     fn create(device: &BlockDevice, layout: &KernelLayout, geometry: Geometry) -> Result<Self, EbpfError> {
-        let maps = create_maps(geometry).or_else(|error| {
+        let maps = create_maps(device, geometry).or_else(|error| {
             // Before 5.11 maps count as locked memory, of which a process may have little.
             raise_locked_memory();
-            create_maps(geometry).map_err(|_| error)
+            create_maps(device, geometry).map_err(|_| error)
         })?;
         let (written, target) = (written(&maps), target(device, geometry));
         let mut attached = Vec::new();
@@ -291,7 +297,7 @@ impl Objects {
 
     fn open(device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
         let open = |name: &str| bpf::open_pin(&pins.join(name));
-        let shapes = shapes(geometry);
+        let shapes = shapes(device, geometry);
         let mut maps = Vec::new();
         for (name, shape) in MAP_NAMES.into_iter().zip(shapes) {
             let map = open(name)?;
@@ -346,19 +352,29 @@ fn target(device: &BlockDevice, geometry: Geometry) -> Target {
     Target { major, minor, geometry, only_discards: has_requests }
 }
 
-fn create_maps(geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
-    let [live, coarse, pending, meta, notes] = shapes(geometry);
+fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
+    let [live, coarse, pending, meta, notes] = shapes(device, geometry);
     let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
     let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
     let [n0, n1, n2, n3, n4] = MAP_NAMES;
     Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, notes)?])
 }
 
-fn shapes(geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
+fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
     let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
     let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
-    let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: MOST_NOTES };
+    let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: most_notes(device) };
     [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes]
+}
+
+/// Writes that can be noted at once. A bio that cannot be noted is lost, and writeback has many on their way; a request is
+/// marked anyway when it is complete.
+fn most_notes(device: &BlockDevice) -> u32 {
+    match (device.has_requests, device.discards_many) {
+        (true, false) => 8192,
+        (true, true) => 32_768,
+        (false, _) => 131_072,
+    }
 }
 
 /// What was on its way when the programs were attached was not noted, and its completion marks nothing: it has to be over

@@ -240,7 +240,8 @@ impl Ring {
     fn open(disk: &TrackedDisk, device: &BlockDevice, instance: &Path, map_bytes: u64) -> io::Result<Self> {
         let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
         let pipe = OpenOptions::new().read(true).custom_flags(nonblocking).open(instance.join("trace_pipe"))?;
-        let cpus = names(instance.join("per_cpu")).into_iter().map(|cpu| instance.join("per_cpu").join(cpu).join("stats"));
+        let cpus =
+            names(instance.join("per_cpu")).into_iter().map(|cpu| instance.join("per_cpu").join(cpu).join("stats"));
         Ok(Self {
             disk: disk.path.display().to_string(),
             device: device.clone(),

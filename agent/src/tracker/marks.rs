@@ -110,7 +110,7 @@ impl<M: Deref<Target = [AtomicU64]>> Marks<M> {
         for word in start / LANES..end.div_ceil(LANES) {
             let Some(pending) = at(&self.pending, word) else { return };
             let found = pending.load(Relaxed);
-            let of_pass = ONES & !marked(found ^ u64::from(pass.number()) * ONES);
+            let of_pass = ONES & !marked(found ^ (u64::from(pass.number()) * ONES));
             let settled = of_pass & lanes_within(word, start..end);
             pending.store(found & !(settled * 0xff), Relaxed);
             self.pending_count = self.pending_count.saturating_sub(count(settled));
@@ -185,7 +185,7 @@ fn set(pending: &[AtomicU64], geometry: Geometry, word: u64, lanes: u64, number:
     let Some(pending) = at(pending, word) else { return 0 };
     let lanes = lanes & lanes_within(word, 0..geometry.granules());
     let before = pending.load(Relaxed);
-    pending.store(before & !(lanes * 0xff) | lanes * number, Relaxed);
+    pending.store((before & !(lanes * 0xff)) | (lanes * number), Relaxed);
     count(lanes & !marked(before))
 }
 

@@ -1,4 +1,5 @@
 //! Small disks, loads on them, and a replica that is kept by nothing but a tracker's marks.
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
 #![allow(dead_code)] // Each test uses a part of it.
 
 use std::{

@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation)] // Small numbers of a miniature.
+
 use super::*;
 
 /// Lays out a description type by type.

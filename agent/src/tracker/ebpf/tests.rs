@@ -5,7 +5,13 @@ use std::{fs::OpenOptions, os::unix::fs::FileExt as _, path::PathBuf, process::C
 use rehost_model::VolumeId;
 
 use super::*;
-use crate::{sys::loop_disk::LoopDisk, tracker::{geometry::COARSE_SHIFT, open::{Kernel, kernel}}};
+use crate::{
+    sys::loop_disk::LoopDisk,
+    tracker::{
+        geometry::COARSE_SHIFT,
+        open::{Kernel, kernel},
+    },
+};
 
 const KIB: u64 = 1024;
 const MIB: u64 = KIB * KIB;
@@ -161,7 +167,7 @@ fn live_the_completion_of_a_bio_marks_by_itself() {
     let Ok(Kernel { layout, .. }) = kernel() else { return };
     let device = BlockDevice::at(&scratch.path()).unwrap();
     let geometry = tracker.marks.geometry();
-    let [here, elsewhere] = [(); 2].map(|()| create_maps(geometry).unwrap());
+    let [here, elsewhere] = [(); 2].map(|()| create_maps(&device, geometry).unwrap());
     let queue = Maps { notes: written(&here).notes, ..written(&elsewhere) };
     let target = target(&device, geometry);
     let mut attached = Attached::copies(Hook::BioQueue, layout, target, queue).unwrap();

@@ -93,7 +93,12 @@ mod tests {
     fn what_is_not_understood_is_not_passed_over() {
         assert_eq!(Report::parse("CPU:1 [LOST 17 EVENTS]"), Report::Other);
         assert_eq!(Report::parse(""), Report::Other);
-        for line in ["garbage", "block_rq_complete: ", "block_rq_complete: 254,16 WS () x + 8", "block_rq_complete: 1,2 W 3 + 4"] {
+        for line in [
+            "garbage",
+            "block_rq_complete: ",
+            "block_rq_complete: 254,16 WS () x + 8",
+            "block_rq_complete: 1,2 W 3 + 4",
+        ] {
             assert_eq!(Report::parse(line), Report::Unknown, "{line}");
         }
         let huge = "block_rq_complete: 254,16 WS () 18446744073709551615 + 8 [0]";
