@@ -51,7 +51,12 @@ pub async fn suite(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &d
     heartbeats_keep_a_task_waiting(workflows, machines.listens, tokens).await;
 }
 
-async fn awaiting(workflows: &dyn Workflows, machine: &str, name: &str, tokens: &dyn Tokens) -> (ExecutionId, TaskToken) {
+async fn awaiting(
+    workflows: &dyn Workflows,
+    machine: &str,
+    name: &str,
+    tokens: &dyn Tokens,
+) -> (ExecutionId, TaskToken) {
     let id = ExecutionId(name.to_owned());
     workflows.start(machine, &id, json!({"execution": name})).await.expect("start succeeds");
     let token = tokens.of(&id).await;
@@ -79,7 +84,10 @@ async fn a_report_ends_the_task_once(workflows: &dyn Workflows, awaits: &str, to
 async fn a_reported_failure_is_that_of_the_task(workflows: &dyn Workflows, awaits: &str, tokens: &dyn Tokens) {
     let (id, token) = awaiting(workflows, awaits, "reported-failed", tokens).await;
     let (error, cause) = ("NoSpace".to_owned(), "the disk is full".to_owned());
-    workflows.report(&token, TaskOutcome::Failure { error: error.clone(), cause: cause.clone() }).await.expect("it waits");
+    workflows
+        .report(&token, TaskOutcome::Failure { error: error.clone(), cause: cause.clone() })
+        .await
+        .expect("it waits");
     assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Failed { error, cause });
 }
 

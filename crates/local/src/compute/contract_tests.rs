@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use rehost_control::PortErrorKind;
-use rehost_control::ports::{ClientToken, Compute, SnapshotState, Tags, VolumeSpec};
+use rehost_control::ports::{ClientToken, Compute, MAX_SNAPSHOT_READ, SnapshotState, Tags, VolumeSpec};
 use rehost_model::ledger::{ResourceKind, SERVER_TAG};
 use rehost_model::settings::StagingDiskType;
 use rehost_model::{InstanceId, ServerId, SnapshotId, VolumeId};
@@ -61,6 +61,14 @@ async fn snapshots_and_clones_are_whole(compute: &dyn Compute) {
     for snapshot in &snapshots {
         assert_eq!(compute.snapshot_state(snapshot).await.unwrap(), SnapshotState::Completed);
     }
+    let whole = compute.read_snapshot(&snapshots[0], 0, MAX_SNAPSHOT_READ).await.unwrap();
+    assert_eq!((whole.len(), whole.iter().max()), (1 << 20, Some(&0)), "it ends where the snapshot does");
+    assert_eq!(compute.read_snapshot(&snapshots[0], 1 << 19, 1 << 19).await.unwrap().len(), 1 << 19);
+    assert!(compute.read_snapshot(&snapshots[0], 1 << 20, 1 << 19).await.unwrap().is_empty());
+    let endless = compute.read_snapshot(&snapshots[0], 0, MAX_SNAPSHOT_READ + 1).await.unwrap_err();
+    assert_eq!(endless.kind, PortErrorKind::Invalid);
+    let missing = compute.read_snapshot(&SnapshotId::generate(), 0, 1 << 19).await.unwrap_err();
+    assert!(missing.is_not_found());
     let too_small = volume(&server, 512, Some(snapshots[0].clone()));
     let refused = compute.create_volume(&too_small, &token(&[server.as_str(), "small"])).await.unwrap_err();
     assert_eq!(refused.kind, PortErrorKind::Invalid);
@@ -86,7 +94,11 @@ async fn volumes_grow_and_never_shrink(compute: &dyn Compute) {
     let snapshots = compute.create_snapshots(std::slice::from_ref(&made), &tags(&server), &taken).await.unwrap();
     let clone = |size_bytes| volume(&server, size_bytes, Some(snapshots[0].clone()));
     let too_small = compute.create_volume(&clone(1 << 20), &token(&[server.as_str(), "small"])).await;
-    assert_eq!(too_small.unwrap_err().kind, PortErrorKind::Invalid, "the snapshot is as large as the volume has become");
+    assert_eq!(
+        too_small.unwrap_err().kind,
+        PortErrorKind::Invalid,
+        "the snapshot is as large as the volume has become"
+    );
     let whole = compute.create_volume(&clone(2 << 20), &token(&[server.as_str(), "whole"])).await.unwrap();
     compute.delete_snapshot(&snapshots[0]).await.unwrap();
     for volume in [made, whole] {

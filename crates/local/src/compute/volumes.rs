@@ -220,7 +220,9 @@ impl Engine {
     /// See [`rehost_control::ports::Compute::read_snapshot`].
     pub(super) fn read_snapshot(&self, id: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
         if length > MAX_SNAPSHOT_READ {
-            return Err(PortError::invalid(format!("at most {MAX_SNAPSHOT_READ} bytes can be read at once, not {length}")));
+            return Err(PortError::invalid(format!(
+                "at most {MAX_SNAPSHOT_READ} bytes can be read at once, not {length}"
+            )));
         }
         let record = self.whole_snapshot(id)?;
         let rest = record.size_bytes.saturating_sub(offset);

@@ -8,7 +8,7 @@ use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
 use rehost_model::{ExecutionId, TaskToken, VolumeId};
 
 use super::*;
-use crate::ports::{ExecutionStatus, TaskOutcome, Workflows as _};
+use crate::ports::{ExecutionStatus, TaskOutcome};
 use crate::{manifest, schedule, snapshots};
 
 impl Source {
@@ -385,7 +385,11 @@ async fn retention_keeps_what_it_says_and_what_is_in_use() {
     let left: Vec<String> = source.sets().into_iter().map(|set| set.execution.0).collect();
     let migrate = left.iter().filter(|execution| execution.starts_with("migrate")).count();
     let others: Vec<&str> = left.iter().map(String::as_str).filter(|e| e.starts_with("snapshot")).collect();
-    assert_eq!((migrate, others), (1, vec!["snapshot-2", "snapshot-3", "snapshot-4"]), "2 is still running, and so is migrate");
+    assert_eq!(
+        (migrate, others),
+        (1, vec!["snapshot-2", "snapshot-3", "snapshot-4"]),
+        "2 is still running, and so is migrate"
+    );
     assert_eq!(source.resources(ResourceKind::Snapshot), 8);
 }
 
@@ -438,7 +442,10 @@ async fn a_manifest_belongs_to_its_snapshot_and_goes_with_it() {
     let view = verifiable(&source).await;
     assert!(!view.verifiable && view.disks[0].root.is_some() && view.disks[1].root.is_none());
     let refused = snapshots::verify(&source.ports, &source.id, &snapshots::VerifyFrom::default()).await.unwrap_err();
-    assert!(refused.to_string().contains("cannot be verified") || refused.to_string().contains("not verified"), "{refused}");
+    assert!(
+        refused.to_string().contains("cannot be verified") || refused.to_string().contains("not verified"),
+        "{refused}"
+    );
     manifest::receive(&source.ports, &identity, &made[1]).await.unwrap();
     manifest::receive(&source.ports, &identity, &made[1]).await.unwrap();
     assert!(verifiable(&source).await.verifiable);
@@ -577,7 +584,10 @@ async fn a_snapshot_is_taken_on_demand_and_its_end_is_told() {
     source.drive_snapshot(input).await.unwrap();
     source.ended(&execution.0);
     let taken = snapshots::status(&source.ports, &source.id, &execution).await.unwrap();
-    assert_eq!((taken.status, taken.snapshot.unwrap().state), (snapshots::TakenStatus::Succeeded, SnapshotSetState::Launchable));
+    assert_eq!(
+        (taken.status, taken.snapshot.unwrap().state),
+        (snapshots::TakenStatus::Succeeded, SnapshotSetState::Launchable)
+    );
     let failed = ExecutionStatus::Failed { error: "NoSpace".to_owned(), cause: "full".to_owned() };
     source.fake.world().ended.insert("snapshot-x".to_owned(), failed);
     let taken = snapshots::status(&source.ports, &source.id, &ExecutionId("snapshot-x".to_owned())).await.unwrap();

@@ -34,7 +34,13 @@ pub(in super::super) struct Awaited {
 pub(in super::super) struct NotAwaited;
 
 /// What is to be done next with an execution that is in a task with a callback.
-pub(super) fn action(task: &Task, callback: &Callback, record: &Record, now: Timestamp, end: Option<Timestamp>) -> Action {
+pub(super) fn action(
+    task: &Task,
+    callback: &Callback,
+    record: &Record,
+    now: Timestamp,
+    end: Option<Timestamp>,
+) -> Action {
     let Some(awaited) = &record.awaited else { return Action::Issue };
     let (limit, error) = limit(task, callback, awaited);
     if now >= limit {

@@ -30,12 +30,8 @@ struct Mortal {
 
 impl Mortal {
     async fn begin() -> Self {
-        let mut mortal = Self {
-            folder: tempfile::tempdir().unwrap(),
-            clock: Arc::default(),
-            given: Arc::default(),
-            engine: None,
-        };
+        let mut mortal =
+            Self { folder: tempfile::tempdir().unwrap(), clock: Arc::default(), given: Arc::default(), engine: None };
         mortal.die();
         mortal.engine().start("m", &id("x"), json!({"execution": "x"})).await.unwrap();
         mortal
