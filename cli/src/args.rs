@@ -338,7 +338,8 @@ fn minutes(text: &str) -> Result<u64, String> {
         return Ok(0);
     }
     let units = [('m', 1), ('h', 60), ('d', 24 * 60)];
-    let (number, unit) = units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit))).ok_or_else(wrong)?;
+    let (number, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(*name)?, *unit))).ok_or_else(wrong)?;
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
@@ -367,11 +368,20 @@ mod tests {
         assert_eq!(parse(&["snapshots", "web-1"]).server.as_deref(), Some("web-1"));
         assert!(parse(&["snapshots"]).command.is_none());
         assert!(matches!(parse(&["snapshot", "take", "web-1", "--wait"]).command, Some(SnapshotsCommand::Take(_))));
-        let Some(SnapshotsCommand::Verify(verify)) = parse(&["snapshots", "verify", "web-1", "--epoch", "7"]).command else {
+        let Some(SnapshotsCommand::Verify(verify)) = parse(&["snapshots", "verify", "web-1", "--epoch", "7"]).command
+        else {
             panic!("not verify")
         };
         assert_eq!((verify.one.server.as_str(), verify.epoch), ("web-1", Some(7)));
-        for (text, expected) in [("0", Some(0)), ("15m", Some(15)), ("2h", Some(120)), ("1d", Some(1440)), ("15", None), ("m", None), ("-1h", None)] {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("15m", Some(15)),
+            ("2h", Some(120)),
+            ("1d", Some(1440)),
+            ("15", None),
+            ("m", None),
+            ("-1h", None),
+        ] {
             assert_eq!(minutes(text).ok(), expected, "{text}");
         }
     }

@@ -37,7 +37,10 @@ pub(crate) async fn snapshots(target: &Target, request: &snapshots::ListRequest)
 }
 
 /// Starts a snapshot.
-pub(crate) async fn take_snapshot(target: &Target, request: &snapshots::TakeRequest) -> Result<snapshots::TakeResponse> {
+pub(crate) async fn take_snapshot(
+    target: &Target,
+    request: &snapshots::TakeRequest,
+) -> Result<snapshots::TakeResponse> {
     ask(target, snapshots::TAKE_PATH, request).await
 }
 

@@ -11,7 +11,9 @@ use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::link::BootFirmware;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, TaskToken, Timestamp, VolumeId};
+use rehost_model::{
+    ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, TaskToken, Timestamp, VolumeId,
+};
 use serde_json::Value;
 
 use crate::PortError;

@@ -95,7 +95,10 @@ pub async fn update_server_settings(
     if settings.snapshot_schedule.is_some_and(|schedule| schedule.every_minutes > MAX_SNAPSHOT_MINUTES) {
         return out_of_range("snapshotSchedule", "everyMinutes must be 0 (only on demand) to 40320 (four weeks)");
     }
-    if settings.retention.is_some_and(|r| r.keep_last == 0 || [r.keep_last, r.hourly, r.daily].iter().any(|n| *n > MAX_KEPT)) {
+    if settings
+        .retention
+        .is_some_and(|r| r.keep_last == 0 || [r.keep_last, r.hourly, r.daily].iter().any(|n| *n > MAX_KEPT))
+    {
         return out_of_range("retention", "keepLast must be 1 to 1000, hourly and daily 0 to 1000");
     }
     let changed = repo::update_server(ports, id, |server| {

@@ -9,8 +9,8 @@ use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
 use rehost_model::{Epoch, ServerId, SnapshotId, SourceServer};
 use serde_json::json;
 
-pub(crate) use checkpoint::{on_report, tick};
 pub(super) use checkpoint::request;
+pub(crate) use checkpoint::{on_report, tick};
 
 use super::{Answer, State, StepError, in_progress, stopped};
 use crate::ledger::{self, Planned};
@@ -44,7 +44,9 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         }
         SnapshotSetState::Launchable => {
             retain(ports, &server).await?;
-            Ok(json!({"status": "DONE", "snapshots": set.snapshots, "epoch": set.epoch, "consistency": set.consistency}))
+            Ok(
+                json!({"status": "DONE", "snapshots": set.snapshots, "epoch": set.epoch, "consistency": set.consistency}),
+            )
         }
     }
 }

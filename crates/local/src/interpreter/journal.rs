@@ -53,12 +53,7 @@ impl Journal {
 
     /// Writes what a transition made of an execution; false, and nothing is written, when it is no longer where the
     /// transition began (`revision` was another).
-    pub(super) async fn commit(
-        &self,
-        record: Record,
-        happenings: Vec<Happening>,
-        now: Timestamp,
-    ) -> PortResult<bool> {
+    pub(super) async fn commit(&self, record: Record, happenings: Vec<Happening>, now: Timestamp) -> PortResult<bool> {
         self.database
             .transact(move |t| {
                 let current = update(t, &record)?;

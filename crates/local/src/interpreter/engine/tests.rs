@@ -110,8 +110,7 @@ async fn keeps_the_contract() {
     let (_folder, engine) = engine(&machines);
     let given = Arc::new(Given::default());
     engine.resume(given.clone()).await.unwrap();
-    let machines =
-        Machines { echo: "echo", fails: "fails", waits: "waits", awaits: "awaits", listens: "listens" };
+    let machines = Machines { echo: "echo", fails: "fails", waits: "waits", awaits: "awaits", listens: "listens" };
     contract::workflows::suite(&engine, machines, &*given).await;
     engine.shutdown().await;
 }
