@@ -223,13 +223,14 @@ impl Worker {
     }
 
     fn checkpoint(&mut self, checkpoint: Committed) -> Result<(), Refusal> {
+        let in_journal = self.disks.iter().filter(|(_, disk)| disk.is_consistent());
+        let members: Vec<_> = in_journal.map(|(_, disk)| disk.member.clone()).collect();
         if planted::is("sidecar-before-flush") {
-            self.volumes(None).record(Recorded::Checkpoint(checkpoint))?;
+            let journal = self.disks.journal().cloned();
+            self.volumes(journal.as_deref()).record(Recorded::Checkpoint(checkpoint))?;
         }
         // What was written directly is durable before anything says that it is a checkpoint.
         self.flush_direct()?;
-        let members: Vec<_> =
-            self.disks.iter().filter(|(_, disk)| disk.is_consistent()).map(|(_, disk)| disk.member.clone()).collect();
         match self.journal()? {
             Some(journal) => {
                 let mut volumes = self.volumes(Some(&journal));
