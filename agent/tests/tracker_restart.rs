@@ -8,6 +8,7 @@ use std::{
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
     os::unix::fs::FileExt as _,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -156,9 +157,7 @@ fn live_a_partition_reports_its_disk_and_is_none() {
         return;
     }
     let (disk, server) = (Disk::new(64 * MIB), Server::new());
-    // The kernel is told by hand: it may not know this kind of table.
-    let path = disk.path.display();
-    run(Command::new("sh").arg("-c").arg(format!("echo 2048,8192 | sfdisk -q {path} && partx --add {path}")));
+    let _partition = Partition::on(&disk);
     let partition = format!("{}p1", disk.path.display());
     let opened = server.open(&TrackedDisk { path: partition.clone().into(), ..disk.tracked() });
     assert_eq!(opened.kind, TrackerKind::Rescan);
@@ -171,6 +170,25 @@ fn live_a_partition_reports_its_disk_and_is_none() {
         tracker.collect(Pass::FIRST).unwrap();
         let pending: Vec<_> = tracker.pending().iter().map(|range| (range.offset, range.length)).collect();
         assert_eq!(pending, [(MIB + 3 * 4096, 4096)], "{kind:?}");
+    }
+}
+
+/// 4 MiB at 1 MiB. The kernel is told by hand: it may not know this kind of table, and keeps partitions of loop devices.
+struct Partition(PathBuf);
+
+impl Partition {
+    fn on(disk: &Disk) -> Self {
+        let path = disk.path.display();
+        let partition = Self(disk.path.clone());
+        drop(Command::new("partx").arg("--delete").arg(&disk.path).output());
+        run(Command::new("sh").arg("-c").arg(format!("echo 2048,8192 | sfdisk -q {path} && partx --update {path}")));
+        partition
+    }
+}
+
+impl Drop for Partition {
+    fn drop(&mut self) {
+        drop(Command::new("partx").arg("--delete").arg(&self.0).output());
     }
 }
 

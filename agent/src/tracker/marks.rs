@@ -119,7 +119,10 @@ impl<M: Deref<Target = [AtomicU64]>> Marks<M> {
 
     /// Bytes that are marked: exact for what is pending, an estimate for what is live.
     pub(super) fn backlog_bytes(&self) -> u64 {
-        let marks = |words: &M| words.iter().map(|word| count(marked(word.load(Relaxed)))).sum::<u64>();
+        let marks = |words: &M| {
+            let words = words.iter().map(|word| word.load(Relaxed));
+            words.filter(|word| *word != 0).map(|word| count(marked(word))).sum::<u64>()
+        };
         let granules = self.pending_count + marks(&self.live) + (marks(&self.coarse) << COARSE_SHIFT);
         granules.saturating_mul(self.geometry.granule_bytes()).min(self.geometry.size_bytes())
     }
