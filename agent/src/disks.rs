@@ -70,7 +70,8 @@ pub(crate) fn inventory(system: &System, replicated: &[&str], all_disks: bool) -
     }
     let others = discover(system).map(|selection| selection.disks).unwrap_or_default();
     // Images and loop devices stand for another machine.
-    let of_machine = !found.is_empty() && found.iter().all(|disk| others.iter().any(|o| o.device_name == disk.device_name));
+    let of_machine =
+        !found.is_empty() && found.iter().all(|disk| others.iter().any(|o| o.device_name == disk.device_name));
     if all_disks && of_machine {
         let new = |disk: &SourceDisk| !found.iter().any(|known| known.device_name == disk.device_name);
         let new: Vec<SourceDisk> = others.into_iter().filter(new).collect();

@@ -17,8 +17,8 @@ use rehost_model::link::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::settings::{AgentSettings, StateError, installed};
 use crate::hooks::HookSet;
+use crate::settings::{AgentSettings, StateError, installed};
 use crate::status::{AgentStatus, StatusFile, TrackerStatus};
 use crate::sync::Progress;
 use crate::system::System;
@@ -31,6 +31,7 @@ mod journal;
 mod replication;
 
 use fencing::Fencing;
+pub use host::HookedFreezer;
 use host::Host;
 pub(crate) use host::tracker_options;
 use inventory::Inventory;

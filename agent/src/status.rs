@@ -257,7 +257,10 @@ pub(crate) mod tests {
         let alive = status().lines(now).join("\n");
         assert!(alive.contains("doing          first copy of everything"), "{alive}");
         assert!(alive.contains("/dev/sda 50.0 % of 2.0 GiB") && alive.contains("NoSpace: full"), "{alive}");
-        assert!(alive.contains("changes        /dev/sda marked by ftrace") && alive.contains("eBPF: no BTF"), "{alive}");
+        assert!(
+            alive.contains("changes        /dev/sda marked by ftrace") && alive.contains("eBPF: no BTF"),
+            "{alive}"
+        );
         assert!(alive.contains("lag            2.5 s") && alive.contains("70 ms at the 99th percentile"), "{alive}");
         assert!(alive.contains("newest copy    clean") && !alive.contains("fence"), "{alive}");
         let old = status().lines(now.plus_ms(STALE_MS)).join("\n");

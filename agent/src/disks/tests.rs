@@ -149,3 +149,17 @@ fn wrong_choices_are_refused_with_the_remedy() {
     assert!(refused(&[machine.device("sda"), machine.device("sda")]).contains("named twice"));
     assert!(refused(&[odd]).contains("700 bytes"));
 }
+
+#[test]
+fn a_disk_that_is_added_is_seen_where_all_are_replicated() {
+    let machine = Machine::new();
+    machine.disk("sda", "8:0", 2048, &[]).disk("sdb", "8:16", 4096, &[]).disk("loop0", "7:0", 64, &[]);
+    let (sda, sdb, image) = (machine.device("sda"), machine.device("sdb"), machine.device("loop0"));
+    let names = |found: Vec<SourceDisk>| found.into_iter().map(|disk| disk.device_name).collect::<Vec<_>>();
+    let inventory = |replicated: &[&str], all| names(inventory(&machine.system, replicated, all));
+    assert_eq!(inventory(&[&sda], true), [sda.clone(), sdb]);
+    assert_eq!(inventory(&[&sda], false), [sda]);
+    // An image stands for another machine.
+    assert_eq!(inventory(&[&image], true), [image.as_str()]);
+    assert_eq!(inventory(&["/nonexistent"], true), Vec::<String>::new());
+}

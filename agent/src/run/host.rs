@@ -67,7 +67,7 @@ impl Host {
         if let Err(error) = lock_memory() {
             say(format!("the agent's memory is not locked: {error}"));
         }
-        Ok(HookedFreezer { freezer, hooks: self.hooks.clone() })
+        Ok(HookedFreezer::new(freezer, self.hooks.clone()))
     }
 
     /// Leaves nothing pinned, for good.
@@ -78,9 +78,17 @@ impl Host {
 }
 
 /// Freezes between the scripts of the user.
-struct HookedFreezer {
+pub struct HookedFreezer {
     freezer: Freezer,
     hooks: HookSet,
+}
+
+impl HookedFreezer {
+    /// Runs `hooks` around what `freezer` freezes.
+    #[must_use]
+    pub fn new(freezer: Freezer, hooks: HookSet) -> Self {
+        Self { freezer, hooks }
+    }
 }
 
 impl Freeze for HookedFreezer {

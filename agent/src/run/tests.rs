@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use rehost_link::identity::PrivateKey;
 use rehost_model::VolumeId;
-use rehost_model::link::DiskTarget;
+use rehost_model::link::{DiskTarget, FenceId, FenceState};
+use rehost_model::replication::TrackerKind;
 
 use super::*;
 use crate::fake_control::{FakeControl, directive};
@@ -158,6 +159,66 @@ async fn a_wait_stops_replication_and_a_new_target_replaces_it() {
         }
         script(&control, [directive(AgentCommand::Wait, false)]);
         until(&control, |r| r.last().is_some_and(|r| r.phase == AgentPhase::Waiting && r.error.is_none())).await;
+    };
+    tokio::select! {
+        end = agent.run() => panic!("{end:?}"),
+        () = changes => {}
+    }
+}
+
+#[tokio::test]
+async fn a_pause_is_shown_and_ends() {
+    let control = FakeControl::start().await;
+    let agent = Installed::with(&control);
+    let command = agent.replicate("127.0.0.1:9");
+    script(&control, [directive(command.clone(), false)]);
+    let changes = async {
+        until(&control, |r| r.iter().any(|r| r.phase == AgentPhase::Connecting && r.tracker.is_some())).await;
+        script(&control, [directive(AgentCommand::Pause, false)]);
+        until(&control, |r| r.last().is_some_and(|r| r.phase == AgentPhase::Paused)).await;
+        let paused = control.script.lock().unwrap().reports.last().cloned().unwrap();
+        assert_eq!((paused.error, paused.tracker), (None, Some(TrackerKind::Rescan)));
+        script(&control, [directive(command, false)]);
+        until(&control, |r| r.last().is_some_and(|r| r.phase == AgentPhase::Connecting)).await;
+    };
+    tokio::select! {
+        end = agent.run() => panic!("{end:?}"),
+        () = changes => {}
+    }
+    let status = agent.status().unwrap();
+    assert!(!status.trackers[0].notes.is_empty(), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_disk_that_grew_is_reported() {
+    let control = FakeControl::start().await;
+    let agent = Installed::with(&control);
+    script(&control, [directive(agent.replicate("127.0.0.1:9"), false)]);
+    let disk = std::fs::File::options().write(true).open(agent.root.path().join("disk.img")).unwrap();
+    disk.set_len(16_384).unwrap();
+    let grown = until(&control, |r| r.iter().any(|r| r.inventory.iter().any(|disk| disk.size_bytes == 16_384)));
+    tokio::select! {
+        end = agent.run() => panic!("{end:?}"),
+        () = grown => {}
+    }
+}
+
+#[tokio::test]
+async fn a_fence_is_followed_and_let_go() {
+    let control = FakeControl::start().await;
+    let agent = Installed::with(&control);
+    let id = FenceId("job-1".to_owned());
+    let open = agent.replicate("127.0.0.1:9");
+    let mut fenced = open.clone();
+    if let AgentCommand::Replicate { fence, .. } = &mut fenced {
+        *fence = Some(id.clone());
+    }
+    script(&control, [directive(fenced, false)]);
+    let changes = async {
+        let closed = FenceState::Fenced { fence: id };
+        until(&control, |r| r.last().is_some_and(|r| r.fence == closed)).await;
+        script(&control, [directive(open, false)]);
+        until(&control, |r| r.last().is_some_and(|r| r.fence == FenceState::Open)).await;
     };
     tokio::select! {
         end = agent.run() => panic!("{end:?}"),

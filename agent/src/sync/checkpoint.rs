@@ -298,7 +298,9 @@ impl Driver<'_> {
                 self.send_caught(jobs)?;
                 Ok(Frozen::At(at))
             }
-            Err(Missed::Busy) => Ok(Frozen::Again("something that cannot be frozen is written all the time".to_owned())),
+            Err(Missed::Busy) => {
+                Ok(Frozen::Again("something that cannot be frozen is written all the time".to_owned()))
+            }
             Err(Missed::Short(Shortfall::TooMuch)) => {
                 Ok(Frozen::Again("more was left than can be read while everything is frozen".to_owned()))
             }

@@ -54,4 +54,3 @@ impl Driver<'_> {
         ends.filter_map(|(place, end)| Some((place, end?))).filter(|(_, end)| *end > 0).collect()
     }
 }
-

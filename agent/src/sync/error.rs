@@ -104,7 +104,11 @@ impl SyncError {
             | Self::Protocol(_)
             | Self::DiskVanished { .. }
             | Self::DiskResized { .. } => false,
-            Self::Transport(_) | Self::DiskRead { .. } | Self::NotConverging { .. } | Self::MarksLost { .. } | Self::System(_) => true,
+            Self::Transport(_)
+            | Self::DiskRead { .. }
+            | Self::NotConverging { .. }
+            | Self::MarksLost { .. }
+            | Self::System(_) => true,
         }
     }
 

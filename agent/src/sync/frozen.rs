@@ -146,10 +146,9 @@ impl FrozenReads {
         if job.runs.is_empty() {
             return self.empty.push(job);
         }
-        match self.jobs.as_ref().map(|jobs| jobs.send(job)) {
-            Some(Ok(())) => self.started += 1,
-            // The threads live as long as this does.
-            Some(Err(_)) | None => {}
+        // The threads live as long as this does.
+        if let Some(Ok(())) = self.jobs.as_ref().map(|jobs| jobs.send(job)) {
+            self.started += 1;
         }
     }
 }

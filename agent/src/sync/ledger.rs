@@ -147,7 +147,9 @@ impl<'a> Ledger<'a> {
     pub(super) fn answer(&self, reply: &DigestReply<'_>) -> Result<(), SyncError> {
         let mut state = self.lock();
         match state.questions.get_mut(&reply.id) {
-            Some(Question { chunk, answer: answer @ None }) if *chunk == reply.chunk => *answer = Some(Answer::of(reply)),
+            Some(Question { chunk, answer: answer @ None }) if *chunk == reply.chunk => {
+                *answer = Some(Answer::of(reply))
+            }
             _ => return Err(SyncError::Protocol("digests came that were not asked for".into())),
         }
         self.changed.notify_all();

@@ -63,13 +63,7 @@ impl Driver<'_> {
         }
     }
 
-    pub(super) fn ask(
-        &mut self,
-        place: usize,
-        offset: u64,
-        length: u64,
-        chunk: DigestChunk,
-    ) -> Result<DigestId, Halt> {
+    pub(super) fn ask(&mut self, place: usize, offset: u64, length: u64, chunk: DigestChunk) -> Result<DigestId, Halt> {
         self.last_id = DigestId(self.last_id.0.wrapping_add(1));
         let id = self.last_id;
         self.ledger.ask(id, chunk);

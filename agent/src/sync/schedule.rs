@@ -34,13 +34,13 @@ pub(super) struct Schedule {
     /// How long it took.
     took: Duration,
     missed: u32,
-    /// Something was sent that is in no checkpoint.
+    /// Something was sent that is in no checkpoint; at first, this may have been so in the session before.
     pub(super) unconfirmed: bool,
 }
 
 impl Schedule {
     pub(super) fn new(now: Instant) -> Self {
-        Self { last: now, took: Duration::ZERO, missed: 0, unconfirmed: false }
+        Self { last: now, took: Duration::ZERO, missed: 0, unconfirmed: true }
     }
 
     /// `tracked`: every disk's changes are known.
@@ -88,6 +88,8 @@ mod tests {
         let start = Instant::now();
         let mut schedule = Schedule::new(start);
         let later = start + INTERVAL;
+        assert_eq!(schedule.due(0, true, INTERVAL, later), Some(Task::Checkpoint(CONTINUOUS)));
+        schedule.unconfirmed = false;
         assert_eq!(schedule.due(0, true, INTERVAL, later), None);
         assert_eq!(schedule.due(4096, true, INTERVAL, start), None);
         assert_eq!(schedule.due(PASS_AHEAD + 1, true, INTERVAL, start), Some(Task::Pass));

@@ -17,7 +17,7 @@ use rehost_model::{
 use rehost_protocol::{ByteCount, DiskIndex};
 
 use super::{
-    bed::{Agent, Bed, MIB, Random, assert_same_bytes},
+    bed::{Agent, Bed, MIB, Random, assert_same_bytes, wait_for},
     fake::{FakeDisk, FakeFreezer, FakeTrackers},
     forwarder::Forwarder,
 };
@@ -224,6 +224,45 @@ fn without_a_freezer_a_busy_disk_is_of_no_moment_and_says_so() {
     assert!(progress.shortfall.unwrap().contains("nothing here can be frozen"));
 }
 
+#[test]
+fn checkpoints_come_by_themselves_while_anything_changes() {
+    let mut random = Random::new();
+    let (bed, disk) = tracked(16 * MIB, 4096);
+    disk.write(0, &random.bytes(8 * MIB));
+    let agent = Agent::start(&bed.config());
+    agent.control.set_checkpoints(CheckpointSettings { interval_ms: 200, ..CheckpointSettings::default() });
+    // The first copy is one, also if nothing has changed since it began.
+    bed.wait_for("the first checkpoint", |report| report.consistent);
+    for _ in 0..5 {
+        disk.write(random.below(1000) * 4096, &random.bytes(8192));
+        let settled = || (disk.is_settled() && agent.control.progress().lag_ms == Some(0)).then_some(());
+        wait_for("a checkpoint", settled);
+        assert_same_bytes(&bed.source(), &bed.target());
+        let report = bed.report();
+        assert_eq!((report.checkpoint, report.held, report.consistent), (Epoch(0), None, true));
+        assert_eq!(report.consistency, Consistency::Quiescent);
+    }
+    // The first one that is asked for is one of its own.
+    agent.control.request_checkpoint(Epoch(1));
+    agent.wait_until_reached(1);
+    assert_eq!(bed.report().held, Some(Epoch(1)));
+    agent.stop();
+}
+
+#[test]
+fn what_is_written_without_a_connection_is_lag_and_backlog() {
+    let mut random = Random::new();
+    let (bed, disk) = tracked(16 * MIB, 4096);
+    disk.write(0, &random.bytes(8 * MIB));
+    reach(&bed, 1);
+    disk.write(MIB, &random.bytes(40_960));
+    assert_eq!(bed.machine.backlog_bytes(), 40_960);
+    let mut progress = Progress::default();
+    bed.machine.describe(&mut progress, false, std::time::Instant::now() + Duration::from_secs(60));
+    assert_eq!(progress.backlog_bytes, 40_960);
+    assert!(progress.lag_ms.unwrap() >= 60_000, "{:?}", progress.lag_ms);
+}
+
 /// Random writes, cuts, ends of the agent and of the replicator, boots: at every checkpoint the volume is the disk.
 fn random_schedule(granule: u64) {
     let mut random = Random::new();
@@ -242,7 +281,8 @@ fn random_schedule(granule: u64) {
         for _ in 0..random.below(60) {
             let length = [512, 4096, 4096, 10_000, 200_000][usize::try_from(random.below(5)).unwrap()];
             let offset = random.below((24 * MIB - length) / 512) * 512;
-            let bytes = if random.below(5) == 0 { vec![0; usize::try_from(length).unwrap()] } else { random.bytes(length) };
+            let bytes =
+                if random.below(5) == 0 { vec![0; usize::try_from(length).unwrap()] } else { random.bytes(length) };
             disk.write(offset, &bytes[..usize::try_from(length).unwrap()]);
             written += (length + 2 * granule.min(4096)).next_multiple_of(4096);
             if random.below(8) == 0 {
