@@ -5,9 +5,9 @@ use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, si
 use aws_sigv4::sign::v4::SigningParams;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
-use rehost_link::signature::RequestSigner;
 use rehost_control::authority::Subject;
 use rehost_control::ports::{ItemKey, Kind};
+use rehost_link::signature::RequestSigner;
 use rehost_model::link::{AgentReport, EnrolResponse, VolumeManifest};
 use rehost_model::replication::Consistency;
 use rehost_model::snapshot::{SnapshotSet, SnapshotSetState};
@@ -17,6 +17,8 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::fake::{ADMIN_KEY, ENROL_KEY, Region};
+
+mod replication;
 
 struct Answer {
     status: StatusCode,
@@ -298,7 +300,8 @@ async fn replicated(region: &Region) -> (RequestSigner, VolumeManifest) {
     let issued = region.authority.issue(&request, &subject, region.now(), 7).unwrap();
     let (_, enrolled) = enrol(region).await;
     let (server, volume) = (enrolled.source_server_id, VolumeId::generate());
-    let assignment = json!({"server": server, "volume": volume, "sizeBytes": 1 << 20, "location": "/x", "initialized": true});
+    let assignment =
+        json!({"server": server, "volume": volume, "sizeBytes": 1 << 20, "location": "/x", "initialized": true});
     let replicator = json!({
         "id": id, "instance": null, "dedicated": false, "enrolTokenSha256": "", "enrolTokenSealed": "",
         "certificateSerials": [issued.serial_hex], "lastSeen": null, "addresses": [], "assignments": [assignment],
@@ -387,7 +390,8 @@ async fn snapshots_are_asked_for_by_admins_alone() {
     let none = call(&region, snapshots::VERIFY_PATH, json!({"sourceServerID": id})).await;
     assert_eq!(none.status, StatusCode::NOT_FOUND, "{}", none.body);
     assert_eq!(call(&region, snapshots::LIST_PATH, json!({})).await.body["items"], json!([]));
-    let settings = json!({"snapshotSchedule": {"everyMinutes": 15}, "retention": {"keepLast": 5, "hourly": 24, "daily": 7}});
+    let settings =
+        json!({"snapshotSchedule": {"everyMinutes": 15}, "retention": {"keepLast": 5, "hourly": 24, "daily": 7}});
     let request = json!({"sourceServerID": id, "settings": settings});
     let answer = call(&region, settings::SETTINGS_PATH, request).await;
     assert_eq!(answer.body["settings"]["retention"], settings["retention"], "{}", answer.body);
