@@ -69,6 +69,6 @@ fn asl_validator_accepts_every_state_machine() -> Result<()> {
         run(Command::new(&validator).arg("--json-path").arg(entry.path()))?;
         seen += 1;
     }
-    assert_eq!(seen, 5, "migrate, snapshot, launch, terminate, finalize");
+    assert_eq!(seen, 6, "migrate, provision, snapshot, launch, terminate, finalize");
     Ok(())
 }
