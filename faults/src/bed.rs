@@ -49,7 +49,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Records on tracked disks.
     pub(crate) fn records() -> Self {
-        let pace = Pace { burst: 24, pause: Duration::from_millis(60) };
+        let pace = Pace { burst: 24, pause: Duration::from_millis(90) };
         Self {
             work: Work::Records(pace),
             interval: Duration::from_millis(200),
@@ -66,9 +66,9 @@ impl Plan {
 
     /// One of the above, and now and then disks that cannot be tracked.
     pub(crate) fn any(seed: u64) -> Self {
-        match Random::new(seed ^ 0xB3D).below(6) {
-            0 => Self { silence: Self::records().silence, ..Self::files() },
-            1 => Self { work: Work::Images(Pace { burst: 24, pause: Duration::from_millis(60) }), ..Self::records() },
+        match Random::new(seed ^ 0xB3D).below(8) {
+            0 | 1 => Self { silence: Self::records().silence, ..Self::files() },
+            2 => Self { work: Work::Images(Pace { burst: 24, pause: Duration::from_millis(90) }), ..Self::records() },
             _ => Self::records(),
         }
     }
@@ -281,11 +281,19 @@ impl<'a> Bed<'a> {
         self.verify()
     }
 
-    /// Asks for a checkpoint, waits until the volumes are held at it, looks at them, and releases them.
+    /// Asks for a checkpoint, waits until the volumes are held at it, looks at them, and releases them. If nothing is promised of it,
+    /// since bare disks were written all the time, another one is taken while they rest.
     pub(crate) fn checkpoint(&mut self) -> Outcome {
         self.checkpoint_and_hold()?;
+        let unpromised = self.figures.unpromised;
         self.verify()?;
         self.release();
+        if self.figures.unpromised > unpromised {
+            self.source.rest(true);
+            self.checkpoint_and_hold()?;
+            self.verify()?;
+            self.release();
+        }
         Ok(())
     }
 
@@ -477,18 +485,27 @@ impl<'a> Bed<'a> {
     fn last_words(&self) -> String {
         let agent = self.agent.as_ref().map(Role::last_words);
         let replicator = self.replicator.as_ref().map(Role::last_words);
-        format!("{} | {}", agent.unwrap_or_default(), replicator.unwrap_or_default())
+        let writes = self.source.done();
+        format!("{writes} writes | {} | {}", agent.unwrap_or_default(), replicator.unwrap_or_default())
     }
 
-    /// A moment of the run: when so many bytes more have gone to the replicator, or so much time has passed, after a checkpoint was
-    /// asked for or not.
+    /// A moment of the run: some time from now, or when so many bytes more have gone to the replicator; after a checkpoint was asked
+    /// for, or not.
     pub(crate) fn random_moment(&mut self) -> Outcome {
         if self.chance(3) {
             self.request();
         }
-        let (bytes, time) = (self.random.below(400_000), Duration::from_millis(1 + self.random.below(350)));
-        let (target, started) = (self.network.passed(Way::Up) + bytes, Instant::now());
-        self.wait("a moment", |bed| (bed.network.passed(Way::Up) >= target || started.elapsed() >= time).then_some(()))
+        let (bytes, mut time) = match self.chance(3) {
+            true => (u64::MAX, self.random.below(350)),
+            false => (self.random.below(500_000), 700),
+        };
+        // An agent that is not connected sends nothing.
+        time = time.max(1);
+        let (sent, started) = (self.network.passed(Way::Up), Instant::now());
+        self.wait("a moment", |bed| {
+            let passed = bed.network.passed(Way::Up) - sent >= bytes;
+            (passed || started.elapsed() >= Duration::from_millis(time)).then_some(())
+        })
     }
 
     pub(crate) fn chance(&mut self, one_in: u64) -> bool {

@@ -1,5 +1,6 @@
-//! A source with a filesystem that is always in use: numbered records are appended and synced one by one, while other files come
-//! and go. It is never quiet, so its checkpoints need a freeze; a copy must mount, be clean, and hold the records without a gap.
+//! A source with a filesystem that is always in use: numbered records are appended and synced one by one, other files come and go,
+//! and one block is overwritten without a pause. It is never quiet, so its checkpoints need a freeze; a copy must mount, be clean,
+//! and hold the records without a gap.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ const RECORD: usize = 4096;
 const RECORDS: &str = "records";
 /// The number of the newest record, written and synced after it.
 const NEWEST: &str = "newest";
+/// Between two writes of the restless block: less than what reading a pass takes.
+const RESTLESS: Duration = Duration::from_micros(120);
 /// More do not fit beside the rest.
 const MOST_RECORDS: usize = 3000;
 /// So many other files come and go.
@@ -32,11 +35,13 @@ const OTHERS: u64 = 40;
 pub(crate) struct FileWriter {
     shared: Arc<Shared>,
     folder: PathBuf,
-    thread: Option<JoinHandle<Result<()>>>,
+    threads: Vec<JoinHandle<Result<()>>>,
 }
 
 struct Shared {
     seed: u64,
+    /// Times that the restless block was overwritten.
+    overwritten: AtomicU64,
     /// Records that are synced.
     done: AtomicUsize,
     stopping: AtomicBool,
@@ -45,13 +50,17 @@ struct Shared {
 impl FileWriter {
     /// Starts to write in `folder`.
     pub(crate) fn start(folder: &Path, seed: u64) -> Result<Self> {
-        let shared = Arc::new(Shared { seed, done: AtomicUsize::new(0), stopping: AtomicBool::new(false) });
-        let files = Files::open(folder)?;
-        let thread = thread::spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.write(files)
+        let shared = Arc::new(Shared {
+            seed,
+            overwritten: AtomicU64::new(0),
+            done: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
         });
-        Ok(Self { shared, folder: folder.to_owned(), thread: Some(thread) })
+        let files = Files::open(folder)?;
+        let restless = File::create_new(folder.join("restless"))?;
+        let (one, other) = (Arc::clone(&shared), Arc::clone(&shared));
+        let threads = vec![thread::spawn(move || one.write(files)), thread::spawn(move || other.overwrite(&restless))];
+        Ok(Self { shared, folder: folder.to_owned(), threads })
     }
 
     /// Records that are synced.
@@ -62,10 +71,13 @@ impl FileWriter {
     /// Stops it after the record that is under way.
     pub(crate) fn stop(&mut self) -> Result<()> {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        match self.thread.take() {
-            Some(thread) => thread.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?,
-            None => Ok(()),
-        }
+        let ended = self.threads.drain(..).map(JoinHandle::join).collect::<Vec<_>>();
+        ended.into_iter().try_for_each(|ended| ended.map_err(|_| anyhow::anyhow!("a writer panicked"))?)
+    }
+
+    /// Bytes of the block that is written again and again: few of them have to travel.
+    pub(crate) fn overwritten_bytes(&self) -> u64 {
+        self.shared.overwritten.load(Ordering::SeqCst) * RECORD as u64
     }
 
     /// How many records a copy of the disk holds: from the first on, without a gap, each with every byte right.
@@ -165,6 +177,18 @@ impl Shared {
         let mut record = vec![0; RECORD];
         Random::new(self.seed ^ (number as u64) << 20).fill(&mut record);
         record
+    }
+
+    fn overwrite(&self, file: &File) -> Result<()> {
+        let mut block = vec![0; RECORD];
+        while !self.stopping.load(Ordering::SeqCst) {
+            let number = self.overwritten.fetch_add(1, Ordering::SeqCst);
+            block.fill(number.to_le_bytes()[0]);
+            file.write_all_at(&block, 0)?;
+            file.sync_data()?;
+            thread::sleep(RESTLESS);
+        }
+        Ok(())
     }
 
     fn write(&self, files: Files) -> Result<()> {

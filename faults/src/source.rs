@@ -32,7 +32,6 @@ pub(crate) struct Source {
     writer: Activity,
     mount: Option<Mount>,
     images: Vec<PathBuf>,
-    /// Written before the first checkpoint already.
     loops: Vec<Loop>,
 }
 
@@ -110,8 +109,8 @@ impl Source {
         }
     }
 
-    /// Stops writing, and lets nothing be left in memory. Bytes that were written to the disks, as far as it is known.
-    pub(crate) fn stop(&mut self) -> Outcome<()> {
+    /// Stops writing, and lets nothing be left in memory.
+    pub(crate) fn stop(&mut self) -> Outcome {
         match &mut self.writer {
             Activity::Records(writer) => drop(writer.stop()?),
             Activity::Files(writer) => writer.stop()?,
@@ -120,16 +119,17 @@ impl Source {
         Ok(())
     }
 
-    /// Bytes written to the disks since they were attached.
+    /// Bytes written to the disks since they were attached that must travel.
     pub(crate) fn written(&self) -> Outcome<u64> {
-        if let Activity::Records(writer) = &self.writer {
-            return Ok(writer.history().writes.iter().map(|write| (write.blocks * BLOCK) as u64).sum());
+        match &self.writer {
+            Activity::Records(writer) => {
+                Ok(writer.history().writes.iter().map(|write| (write.blocks * BLOCK) as u64).sum())
+            }
+            Activity::Files(writer) => {
+                let all = self.loops.iter().map(Loop::written_bytes).sum::<Result<u64>>()?;
+                Ok(all.saturating_sub(writer.overwritten_bytes()))
+            }
         }
-        let mut bytes = 0;
-        for device in &self.loops {
-            bytes += device.written_bytes()?;
-        }
-        Ok(bytes)
     }
 
     /// What the disks are now.

@@ -39,6 +39,7 @@ struct Shared {
     /// Writes that are durable.
     done: AtomicUsize,
     resting: AtomicBool,
+    bursting: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -50,6 +51,7 @@ impl Writer {
             history: Mutex::new(history),
             done: AtomicUsize::new(0),
             resting: AtomicBool::new(false),
+            bursting: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         });
         let thread = thread::spawn({
@@ -69,9 +71,12 @@ impl Writer {
         self.shared.history().clone()
     }
 
-    /// Writes no burst while this is set; one that has begun is ended.
+    /// Writes no burst while this is set; waits for the end of one that has begun.
     pub(crate) fn rest(&self, rest: bool) {
         self.shared.resting.store(rest, Ordering::SeqCst);
+        while rest && self.shared.bursting.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Stops it after the write that is under way; everything that was written.
@@ -97,9 +102,12 @@ impl Shared {
 
     fn write(&self, files: &[File], pace: Pace, mut random: Random) -> Result<()> {
         while !self.stopping() {
-            if !self.resting.load(Ordering::SeqCst) {
-                self.burst(files, 1 + random.below(pace.burst), &mut random)?;
-            }
+            // Said before it is asked, so that who wants it to rest sees the one or the other.
+            self.bursting.store(true, Ordering::SeqCst);
+            let rests = self.resting.load(Ordering::SeqCst);
+            let written = if rests { Ok(()) } else { self.burst(files, 1 + random.below(pace.burst), &mut random) };
+            self.bursting.store(false, Ordering::SeqCst);
+            written?;
             let longest = u64::try_from(pace.pause.as_micros())?;
             thread::sleep(Duration::from_micros(longest / 4 + random.below(longest * 3 / 4 + 1)));
         }

@@ -38,6 +38,8 @@ pub(crate) struct Status {
     pub(crate) error: Option<ReportedError>,
     pub(crate) tracker: Option<TrackerKind>,
     pub(crate) consistency: Option<Consistency>,
+    /// Why that is not better.
+    pub(crate) shortfall: Option<String>,
     pub(crate) freezes: Option<FreezeStats>,
     /// The filesystems are frozen at this moment.
     pub(crate) frozen: bool,
@@ -115,6 +117,7 @@ fn status(control: &SyncControl, machine: &Machine, view: &FreezeView) -> Status
         error: control.error(),
         tracker: trackers.first().map(|note| note.kind),
         consistency: progress.consistency,
+        shortfall: progress.shortfall,
         freezes: progress.freezes,
         frozen: view.frozen.load(Ordering::SeqCst),
         watchdog: view.watchdog.load(Ordering::SeqCst),

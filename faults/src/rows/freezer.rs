@@ -64,7 +64,6 @@ fn kill_watchdog(bed: &mut Bed<'_>) -> Outcome {
     let watchdog = frozen(bed)?;
     kill(watchdog, Signal::KILL)?;
     thaws(bed)?;
-    bed.request();
     bed.wait("a freeze with another watchdog", |bed| {
         bed.agent_status().filter(|status| status.watchdog != watchdog && status.frozen)
     })?;
@@ -95,7 +94,6 @@ fn stand_still(bed: &mut Bed<'_>) -> Outcome {
 /// Waits until the filesystem is frozen; the watchdog's process.
 fn frozen(bed: &mut Bed<'_>) -> Outcome<u32> {
     bed.stay(STAY);
-    bed.request();
     let status = bed.wait("a freeze", |bed| bed.agent_status().filter(|status| status.frozen))?;
     pause(Duration::from_millis(bed.random.below(STAY.as_millis().try_into().unwrap_or(0)) / 2))?;
     Ok(status.watchdog)
