@@ -49,7 +49,7 @@ fn a_limit_is_obeyed_while_the_first_copy_runs() -> Result<()> {
 }
 
 fn limit(region: &Region, id: &str, mbit: u64) -> Result<()> {
-    region.rehost(&["server", "set", id, "--bandwidth", &mbit.to_string()]).map(drop)
+    region.rehost(&["server", "set", id, "--throttle", &mbit.to_string()]).map(drop)
 }
 
 /// Until the agent knows the limit, and something has gone over the wire since.
