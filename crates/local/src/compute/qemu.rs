@@ -90,7 +90,7 @@ impl Conversion<'_> {
         line.consoles(&[CONSOLE, REPORT]);
         line.0.push("-no-reboot".to_owned());
         line.add("-kernel", self.kernel.display()).add("-initrd", INITRAMFS);
-        line.add("-append", format!("console=ttyS0 quiet panic=-1 {}", self.request));
+        line.add("-append", format!("console=ttyS0 quiet panic=-1 no_timer_check {}", self.request));
         line.disks(&self.disks, "cache=unsafe", Boot::Kernel);
         line.0
     }
