@@ -55,12 +55,8 @@ fn a_delta_of_scattered_blocks() {
     let member = Member { volume: assignment.volume.clone(), lineage: RandomName([1; 16]) };
     let mut volume = One(Volume::open(&assignment, Arc::new(Chunks::new(SIZE))).unwrap());
     let path = directory.path().join("journal");
-    let place = Place {
-        path: path.clone(),
-        server: assignment.server,
-        limit: 1 << 30,
-        budget: Budget::new(MAX_EXTENTS),
-    };
+    let place =
+        Place { path: path.clone(), server: assignment.server, limit: 1 << 30, budget: Budget::new(MAX_EXTENTS) };
     let journal = Journal::create(Arc::new(FileStorage::create(&path).unwrap()), place, key(7)).unwrap();
     let mut random = Random(1);
     let mut places: Vec<u64> = (0..BLOCKS).map(|_| random.next() % (SIZE / 4096) * 4096).collect();
