@@ -508,6 +508,18 @@ impl<'a> Bed<'a> {
         })
     }
 
+    /// A moment in the midst of what the replicator makes durable: its journal or a sidecar was just written.
+    pub(crate) fn storage_moment(&mut self) -> Outcome {
+        let ends = if self.chance(3) { "journal" } else { "json" };
+        let before = self.home.stamps(ends);
+        let started = Instant::now();
+        while self.home.stamps(ends) == before && started.elapsed() < Duration::from_millis(900) {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        std::thread::sleep(Duration::from_micros(self.random.below(4) * self.random.below(500)));
+        Ok(())
+    }
+
     pub(crate) fn chance(&mut self, one_in: u64) -> bool {
         self.random.below(one_in) == 0
     }

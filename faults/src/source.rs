@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rehost_model::VolumeId;
+use rehost_protocol::DIGEST_CHUNK;
 
 use crate::failure::Outcome;
 use crate::files::FileWriter;
-use crate::history::{BLOCK, History};
+use crate::history::{BLOCK, History, Write};
 use crate::spec::DiskSpec;
 use crate::storage::{Loop, Mount, make_ext4};
 use crate::writer::{Pace, Writer};
@@ -123,7 +124,7 @@ impl Source {
     pub(crate) fn written(&self) -> Outcome<u64> {
         match &self.writer {
             Activity::Records(writer) => {
-                Ok(writer.history().writes.iter().map(|write| (write.blocks * BLOCK) as u64).sum())
+                Ok(writer.history().writes.iter().map(|write| travels(write, self.loops.is_empty())).sum())
             }
             Activity::Files(writer) => {
                 let all = self.loops.iter().map(Loop::written_bytes).sum::<Result<u64>>()?;
@@ -135,6 +136,15 @@ impl Source {
     /// What the disks are now.
     pub(crate) fn disks(&self) -> Outcome<Vec<Vec<u8>>> {
         self.images.iter().map(|image| Ok(fs::read(image)?)).collect()
+    }
+}
+
+/// Bytes that a write makes travel: itself, or every chunk that it touches where digests of chunks are compared.
+fn travels(write: &Write, by_chunks: bool) -> u64 {
+    let (begin, end) = ((write.block * BLOCK) as u64, ((write.block + write.blocks) * BLOCK) as u64);
+    match by_chunks {
+        true => end.next_multiple_of(DIGEST_CHUNK) - begin / DIGEST_CHUNK * DIGEST_CHUNK,
+        false => end - begin,
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use rehost_tests::process::run;
@@ -97,6 +98,17 @@ impl Home {
     /// Where it is mounted.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.join("home")
+    }
+
+    /// When the files with this extension were last written, and how long they are.
+    pub(crate) fn stamps(&self, extension: &str) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        let wanted = entries.filter(|path| path.extension().is_some_and(|found| found == extension));
+        let stamp = |path: PathBuf| {
+            let metadata = fs::metadata(&path).ok()?;
+            Some((path, metadata.modified().ok(), metadata.len()))
+        };
+        wanted.filter_map(stamp).collect()
     }
 
     /// Freezes in a file what the device has at this moment. Nobody may be writing; what the kernel itself writes back meanwhile makes

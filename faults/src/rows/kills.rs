@@ -40,12 +40,12 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
     bed.settle()
 }
 
-/// In the midst of an epoch, or as soon as a checkpoint was acknowledged and the volumes are held.
+/// As soon as a checkpoint was acknowledged and the volumes are held, while something is made durable, or at any moment.
 fn stop_at_some_moment(bed: &mut Bed<'_>) -> Outcome {
-    if bed.chance(4) {
-        bed.checkpoint_and_hold()?;
-    } else {
-        bed.random_moment()?;
+    match bed.random.below(5) {
+        0 => bed.checkpoint_and_hold()?,
+        1 | 2 => bed.storage_moment()?,
+        _ => bed.random_moment()?,
     }
     bed.stop_replicator_somehow()
 }
@@ -54,7 +54,11 @@ pub(super) fn both(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
-        bed.random_moment()?;
+        if bed.chance(3) {
+            bed.storage_moment()?;
+        } else {
+            bed.random_moment()?;
+        }
         let (agent_first, between) = (bed.chance(2), Duration::from_millis(bed.random.below(30)));
         if agent_first {
             bed.kill_agent();
