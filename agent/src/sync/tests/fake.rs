@@ -202,12 +202,13 @@ impl Freeze for FakeFreezer {
         }
         let _closed = self.disk.gate.write().unwrap();
         std::fs::copy(&self.disk.path, &self.image).unwrap();
-        work();
         let in_time = self.late == 0;
         self.late = self.late.saturating_sub(1);
         if !in_time {
-            self.disk.write_unfrozen(0, &[0xab; 512]);
+            // Thawed behind our back: somebody writes while the rest is read.
+            self.disk.write_unfrozen(8 << 20, &[0xab; 512]);
         }
+        work();
         Ok(Thawed { blocked: Duration::from_millis(50), in_time })
     }
 }

@@ -118,6 +118,25 @@ fn nothing_is_lost_while_the_agent_is_away_and_nothing_is_compared_after() {
 }
 
 #[test]
+fn a_pass_that_is_cut_off_is_taken_up() {
+    let mut random = Random::new();
+    let (bed, disk) = tracked(16 * MIB, 4096);
+    disk.write(0, &random.bytes(10 * MIB));
+    reach(&bed, 1);
+    let before = received(&bed);
+    disk.write(MIB, &random.bytes(6 * MIB));
+    let forwarder = Forwarder::start(bed.engine.address(), vec![3 * MIB]);
+    let mut config = bed.config();
+    config.addresses = vec![forwarder.address.to_string()];
+    let progress = reach_image(&bed, &config, 2, &bed.source());
+    // What was under way in the window travels twice.
+    let travelled = received(&bed) - before;
+    assert!((6 * MIB..9 * MIB).contains(&travelled), "{travelled}");
+    assert_eq!(progress.disks[0].rescanned_storage_bytes, 0);
+    assert!(disk.is_settled());
+}
+
+#[test]
 fn a_reboot_costs_digests_and_what_changed() {
     let mut random = Random::new();
     let (mut bed, disk) = tracked(32 * MIB, 4096);
@@ -178,6 +197,15 @@ fn a_disk_that_joins_leaves_the_others_alone() {
     assert_eq!((disk.times_opened(), second.times_opened()), (1, 1));
 }
 
+/// Ends a writer, also when a test fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_disk_that_is_always_written_is_frozen() {
     let mut random = Random::new();
@@ -189,6 +217,7 @@ fn a_disk_that_is_always_written_is_frozen() {
     bed.machine.set_freezer(Some(Box::new(freezer)));
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let ends_with_this = Over(&over);
         let writer = scope.spawn(|| {
             let mut at = 0;
             while !over.load(Ordering::Relaxed) {
@@ -206,7 +235,7 @@ fn a_disk_that_is_always_written_is_frozen() {
         bed.machine.set_freezer(Some(Box::new(late)));
         let progress = reach_image(&bed, &bed.config(), 2, &image);
         assert_eq!(progress.consistency, Some(Consistency::Frozen));
-        over.store(true, Ordering::Relaxed);
+        drop(ends_with_this);
         writer.join().unwrap();
     });
     disk.set_busy(false);
