@@ -1,9 +1,11 @@
-//! Full sync of one image: rehost's engines against nbdcopy and nbdkit over TLS, on the same bytes in the same run.
+//! Full sync of one image: rehost's engines against nbdcopy and nbdkit over TLS, on the same bytes in the same run. Then the
+//! delta of a device of which 3 % changed, scattered: against rsync, where that is installed.
 //!
 //! Every side is a process of its own under `time`, so CPU seconds and peak memory are the kernel's numbers. A round that
 //! does not count warms up the page cache and the memory of a virtual machine; then the order alternates, and medians are
 //! over `RUNS` (3). Written to `bench/out/bench.json`, shown as a table.
 
+mod delta;
 mod image;
 mod measure;
 mod peer;
@@ -20,13 +22,28 @@ fn main() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["receive", folder] => sides::receive(Path::new(folder)),
         ["send", folder] => sides::send(Path::new(folder)),
+        ["receive-delta", folder] => sides::receive_delta(Path::new(folder)),
+        ["send-delta", folder] => sides::send_delta(Path::new(folder)),
+        ["delta"] => only_delta(),
         [] => compare(),
         other => anyhow::bail!("no such arguments: {other:?}; without any, everything is measured"),
     }
 }
 
+fn runs() -> usize {
+    std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3).max(1)
+}
+
+/// Shown, and not written.
+fn only_delta() -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("rehost-bench-").tempdir()?;
+    let image = folder.path().join("source.img");
+    image::write(&image)?;
+    measure_deltas(&image, folder.path(), runs()).map(|_| ())
+}
+
 fn compare() -> Result<()> {
-    let runs: usize = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(3).max(1);
+    let runs = runs();
     let folder = tempfile::Builder::new().prefix("rehost-bench-").tempdir()?;
     let image = folder.path().join("source.img");
     println!("writing the image: 2 GiB, of it 700 MB of files, 400 MB random, the rest zeros");
@@ -34,10 +51,12 @@ fn compare() -> Result<()> {
     let (ours, theirs) = measure_all(&image, folder.path(), runs)?;
     let (ours, theirs) = (median(&ours), median(&theirs));
     show(&ours, &theirs);
+    let deltas = measure_deltas(&image, folder.path(), runs)?;
     let document = json!({
         "work": {"imageBytes": image::IMAGE_BYTES, "dataBytes": data_bytes, "runs": runs, "link": "loopback"},
         "rehost": ours,
         "nbdcopy": theirs,
+        "delta": deltas,
         "ratio": {
             "cpuSeconds": ours.cpu_seconds / theirs.cpu_seconds,
             "wallSeconds": ours.wall_seconds / theirs.wall_seconds,
@@ -73,6 +92,38 @@ fn measure_all(image: &Path, folder: &Path, runs: usize) -> Result<(Vec<Measured
         }
     }
     Ok((ours, theirs))
+}
+
+/// The medians of both, beside what they had to do; or why not.
+fn measure_deltas(image: &Path, folder: &Path, runs: usize) -> Result<serde_json::Value> {
+    if let Some(obstacle) = delta::obstacle() {
+        println!("the delta is not measured: {obstacle}");
+        return Ok(json!({"skipped": obstacle}));
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for run in 1..=runs {
+        ours.push(delta::measure(image, &folder.join(format!("delta-{run}")))?);
+        theirs.extend(delta::measure_peer(image, &folder.join(format!("rsync-{run}")))?);
+    }
+    let median = |all: &[delta::Delta], figure: fn(&delta::Delta) -> f64| {
+        let mut figures: Vec<f64> = all.iter().map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures.get(figures.len() / 2).copied()
+    };
+    let row = |name: &str, figure: fn(&delta::Delta) -> f64| {
+        let (a, b) = (median(&ours, figure), median(&theirs, figure));
+        let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
+        println!("{name:<22}{:>12}{:>12}", shown(a), shown(b));
+        json!({"rehost": a, "rsync": b})
+    };
+    println!("{:<22}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
+    Ok(json!({
+        "changedBytes": delta::changed_bytes(),
+        "cpuSeconds": row("CPU s, both sides", |delta| delta.cpu_seconds),
+        "senderCpuSeconds": row("CPU s, sender", |delta| delta.sender_cpu_seconds.unwrap_or(f64::NAN)),
+        "wallSeconds": row("wall s", |delta| delta.wall_seconds),
+        "wireMb": row("wire MB", |delta| delta.wire_mb),
+    }))
 }
 
 fn show(ours: &Measured, theirs: &Measured) {

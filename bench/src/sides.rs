@@ -1,5 +1,6 @@
 //! Our two sides: the engines of the agent and of the replicator, each in a process of its own.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -8,14 +9,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rehost_agent::sync::{DiskSource, Machine, Progress, SyncConfig, SyncControl, SyncSession};
+use rehost_agent::sync::{DiskSource, Machine, Progress, SyncConfig, SyncControl, SyncEnd, SyncError, SyncSession};
+use rehost_agent::tracker::TrackerOptions;
 use rehost_control::authority::{Authority, Subject};
 use rehost_link::transport::{ClientTls, ServerTls, Timeouts, TlsIdentity};
-use rehost_model::link::AgentPhase;
+use rehost_model::link::{AgentPhase, CheckpointSettings, DataKey};
 use rehost_model::region::REPLICATOR_ROLE;
-use rehost_model::replication::ReplicatedDisk;
+use rehost_model::replication::{ReplicatedDisk, TrackerKind};
 use rehost_model::replicator::Assignment;
-use rehost_model::{ReplicatorId, ServerId, Timestamp, VolumeId};
+use rehost_model::{Epoch, ReplicatorId, ServerId, Timestamp, VolumeId};
 use rehost_protocol::DiskIndex;
 use rehost_replicator::engine::{Engine, EngineConfig};
 
@@ -50,7 +52,7 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Measured> {
 }
 
 /// Ids, certificates and an empty target.
-fn prepare(image: &Path, folder: &Path) -> Result<()> {
+pub(crate) fn prepare(image: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     std::os::unix::fs::symlink(image, folder.join("source.img"))?;
     File::create(folder.join("target.img"))?.set_len(IMAGE_BYTES)?;
@@ -88,17 +90,25 @@ fn ids(folder: &Path) -> Result<(ServerId, VolumeId)> {
     Ok((server.parse()?, volume.parse()?))
 }
 
-/// The replicator's side: serves until the whole first copy is durable.
-pub(crate) fn receive(folder: &Path) -> Result<()> {
+/// Starts the replicator's engine, with the journal that it has in earnest.
+fn serve(folder: &Path) -> Result<Engine> {
     let (server, volume) = ids(folder)?;
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let engine = Engine::new(EngineConfig::new(listen, ServerTls::new(identity(folder, "replicator")?)?))?;
     let location = folder.join("target.img").display().to_string();
     let assignment =
         Assignment { server: server.clone(), volume, size_bytes: IMAGE_BYTES, location, initialized: false };
+    engine.set_data_keys(BTreeMap::from([(server, DataKey([7; 32]))]));
     engine.set_assignments(vec![assignment])?;
     fs::write(folder.join("port.new"), engine.address().port().to_string())?;
     fs::rename(folder.join("port.new"), folder.join("port"))?;
+    Ok(engine)
+}
+
+/// The replicator's side: serves until the whole first copy is durable.
+pub(crate) fn receive(folder: &Path) -> Result<()> {
+    let (server, _) = ids(folder)?;
+    let engine = serve(folder)?;
     let started = Instant::now();
     let complete = || {
         let mut reports = engine.report().into_iter().filter(|report| report.server == server);
@@ -117,26 +127,7 @@ pub(crate) fn receive(folder: &Path) -> Result<()> {
 
 /// The agent's side: sends until everything is acknowledged.
 pub(crate) fn send(folder: &Path) -> Result<()> {
-    let (server, volume) = ids(folder)?;
-    let port: u16 = fs::read_to_string(folder.join("port"))?.trim().parse()?;
-    let config = SyncConfig {
-        addresses: vec![format!("127.0.0.1:{port}")],
-        tls: ClientTls::new(identity(folder, "agent")?, REPLICATOR_ROLE)?,
-        server,
-        disks: vec![DiskSource {
-            index: DiskIndex(0),
-            path: folder.join("source.img"),
-            volume,
-            size_bytes: IMAGE_BYTES,
-        }],
-        timeouts: Timeouts::default(),
-        machine: Machine::untracked(),
-    };
-    let control = Arc::new(SyncControl::new());
-    let engine = {
-        let control = control.clone();
-        thread::spawn(move || SyncSession::run(&config, &control))
-    };
+    let (control, engine) = start(folder, Machine::untracked())?;
     // Idle means that everything was handed over; it counts when it is acknowledged, durable.
     let acknowledged = |disk: &ReplicatedDisk| disk.replicated_storage_bytes == disk.total_storage_bytes;
     let complete = |progress: &Progress| progress.phase == AgentPhase::Idle && progress.disks.iter().all(acknowledged);
@@ -149,13 +140,73 @@ pub(crate) fn send(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn wait_for(file: &Path) -> Result<()> {
+pub(crate) fn wait_for(file: &Path) -> Result<()> {
     let started = Instant::now();
     while !file.exists() {
-        ensure!(started.elapsed() < Duration::from_secs(20), "{} did not appear", file.display());
+        ensure!(started.elapsed() < LIMIT, "{} did not appear", file.display());
         thread::sleep(LOOK);
     }
     Ok(())
+}
+
+type Running = thread::JoinHandle<Result<SyncEnd, SyncError>>;
+
+/// Starts the agent's engine.
+fn start(folder: &Path, machine: Arc<Machine>) -> Result<(Arc<SyncControl>, Running)> {
+    let (server, volume) = ids(folder)?;
+    let port: u16 = fs::read_to_string(folder.join("port"))?.trim().parse()?;
+    let path = fs::canonicalize(folder.join("source.img"))?;
+    let config = SyncConfig {
+        addresses: vec![format!("127.0.0.1:{port}")],
+        tls: ClientTls::new(identity(folder, "agent")?, REPLICATOR_ROLE)?,
+        server,
+        disks: vec![DiskSource { index: DiskIndex(0), path, volume, size_bytes: IMAGE_BYTES }],
+        timeouts: Timeouts::default(),
+        machine,
+    };
+    let control = Arc::new(SyncControl::new());
+    // Only what is asked for.
+    control.set_checkpoints(CheckpointSettings { interval_ms: u64::from(u32::MAX), ..CheckpointSettings::default() });
+    let shared = control.clone();
+    Ok((control, thread::spawn(move || SyncSession::run(&config, &shared))))
+}
+
+/// The replicator's side of a delta: serves until it is ended, and releases every hold.
+pub(crate) fn receive_delta(folder: &Path) -> Result<()> {
+    let (server, _) = ids(folder)?;
+    let engine = serve(folder)?;
+    loop {
+        for held in engine.report().into_iter().filter_map(|report| report.held) {
+            engine.release_hold(&server, held);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The agent's side of a delta: two checkpoints, the second one when it is told.
+pub(crate) fn send_delta(folder: &Path) -> Result<()> {
+    let (server, _) = ids(folder)?;
+    let bpffs = folder.join("bpf");
+    fs::create_dir_all(&bpffs)?;
+    let options = TrackerOptions { server, bpffs, map_bytes: 8 << 20 };
+    let (control, engine) = start(folder, Machine::tracked(Box::new(options.clone())))?;
+    for epoch in 1..=2 {
+        if epoch == 2 {
+            wait_for(&folder.join("go"))?;
+        }
+        control.request_checkpoint(Epoch(epoch));
+        while control.progress().reached < Epoch(epoch) && !engine.is_finished() {
+            thread::sleep(LOOK);
+        }
+        ensure!(control.progress().tracker != Some(TrackerKind::Rescan), "{:?}", control.progress().trackers);
+        let new = folder.join("reached.new");
+        fs::write(&new, control.progress().sent_bytes.to_string())?;
+        fs::rename(&new, folder.join(format!("reached-{epoch}")))?;
+    }
+    wait_for(&folder.join("done"))?;
+    control.stop();
+    engine.join().map_err(|_| anyhow!("the engine panicked"))??;
+    Ok(rehost_agent::tracker::forget(&options)?)
 }
 
 /// A benchmark of something that copies wrongly is worth nothing.

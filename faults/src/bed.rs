@@ -1,6 +1,6 @@
 //! One run's source, network, agent and replicator, and what may be asked of them at any moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub(crate) struct Plan {
 impl Plan {
     /// Records on tracked disks.
     pub(crate) fn records() -> Self {
-        let pace = Pace { burst: 24, pause: Duration::from_millis(90) };
+        let pace = Pace { burst: 20, pause: Duration::from_millis(120) };
         Self {
             work: Work::Records(pace),
             interval: Duration::from_millis(200),
@@ -61,14 +61,19 @@ impl Plan {
 
     /// Files on a filesystem, which is frozen for its checkpoints.
     pub(crate) fn files() -> Self {
-        Self { work: Work::Files, freeze: Duration::from_millis(1500), silence: Duration::from_secs(3), ..Self::records() }
+        Self {
+            work: Work::Files,
+            freeze: Duration::from_millis(1500),
+            silence: Duration::from_secs(3),
+            ..Self::records()
+        }
     }
 
     /// One of the above, and now and then disks that cannot be tracked.
     pub(crate) fn any(seed: u64) -> Self {
         match Random::new(seed ^ 0xB3D).below(8) {
             0 | 1 => Self { silence: Self::records().silence, ..Self::files() },
-            2 => Self { work: Work::Images(Pace { burst: 24, pause: Duration::from_millis(90) }), ..Self::records() },
+            2 => Self { work: Work::Images(Pace { burst: 20, pause: Duration::from_millis(120) }), ..Self::records() },
             _ => Self::records(),
         }
     }
@@ -113,6 +118,8 @@ pub(crate) struct Bed<'a> {
     epoch: u64,
     /// Writes that are in a checkpoint that was acknowledged.
     acknowledged: usize,
+    /// For each checkpoint that was asked for, the writes that were durable before.
+    asked: BTreeMap<Epoch, usize>,
     /// The number of the data key, and whether the next replicator is to have another.
     key: u8,
     before: (u64, u64, u64),
@@ -168,6 +175,7 @@ impl<'a> Bed<'a> {
             plan,
             epoch: 0,
             acknowledged: 0,
+            asked: BTreeMap::new(),
             key: 1,
             before: (0, 0, 0),
             figures: Figures::default(),
@@ -310,6 +318,7 @@ impl<'a> Bed<'a> {
     /// Asks for a checkpoint and does not wait for it.
     pub(crate) fn request(&mut self) {
         self.epoch += 1;
+        self.asked.insert(Epoch(self.epoch), self.source.done());
         if let Some(agent) = &mut self.agent {
             agent.tell(&format!("checkpoint {}", self.epoch));
         }
@@ -350,8 +359,10 @@ impl<'a> Bed<'a> {
             self.figures.unpromised += 1;
             return Ok(());
         }
-        let moment = self.source.moment(&self.volumes()?, &self.folder(), self.acknowledged)?;
-        self.acknowledged = self.acknowledged.max(moment);
+        // What the replicator says to have, it must have, whether that was acknowledged or not.
+        let said = self.asked.range(..=report.checkpoint).next_back().map_or(0, |(_, writes)| *writes);
+        let least = self.acknowledged.max(said);
+        self.acknowledged = self.source.moment(&self.volumes()?, &self.folder(), least)?.max(least);
         self.figures.verified += 1;
         Ok(())
     }
@@ -508,8 +519,20 @@ impl<'a> Bed<'a> {
         })
     }
 
+    /// A moment when changes wait in the journal, if one comes soon.
+    pub(crate) fn journal_moment(&mut self) -> Outcome {
+        let (bytes, started) = (self.random.below(250_000), Instant::now());
+        self.wait("changes in the journal", |bed| {
+            let waiting = bed.report().map_or(0, |report| report.journal_bytes);
+            (waiting > bytes || started.elapsed() > Duration::from_secs(1)).then_some(())
+        })
+    }
+
     /// A moment in the midst of what the replicator makes durable: its journal or a sidecar was just written.
     pub(crate) fn storage_moment(&mut self) -> Outcome {
+        if self.chance(2) {
+            self.request();
+        }
         let ends = if self.chance(3) { "journal" } else { "json" };
         let before = self.home.stamps(ends);
         let started = Instant::now();

@@ -92,7 +92,9 @@ impl FileWriter {
         let held = held?;
         match held >= least {
             true => Ok(held),
-            false => Err(Failure::new(Kind::Lost, format!("{held} records, but {least} are in an acknowledged checkpoint"))),
+            false => {
+                Err(Failure::new(Kind::Lost, format!("{held} records, but {least} are in an acknowledged checkpoint")))
+            }
         }
     }
 
@@ -100,18 +102,26 @@ impl FileWriter {
         let device = Loop::attach(image)?;
         let torn = |error: anyhow::Error| Failure::new(Kind::Torn, format!("the copy: {error:#}"));
         let mount = Mount::device(device.device(), at, "noatime").map_err(torn)?;
-        let (records, newest) = (fs::read(at.join(RECORDS)).unwrap_or_default(), fs::read(at.join(NEWEST)).unwrap_or_default());
+        let (records, newest) =
+            (fs::read(at.join(RECORDS)).unwrap_or_default(), fs::read(at.join(NEWEST)).unwrap_or_default());
         drop(mount);
         run(Command::new("e2fsck").args(["-f", "-n"]).arg(device.device())).map_err(|error| torn(error.into()))?;
         let held = records.len() / RECORD;
         let bad = records.chunks(RECORD).enumerate().position(|(at, found)| found != self.shared.record(at + 1));
         if let Some(at) = bad {
-            return Err(Failure::new(Kind::Torn, format!("record {} of {held} in the copy is not what was written", at + 1)));
+            return Err(Failure::new(
+                Kind::Torn,
+                format!("record {} of {held} in the copy is not what was written", at + 1),
+            ));
         }
-        let newest = newest.first_chunk::<8>().map_or(0, |bytes| usize::try_from(u64::from_le_bytes(*bytes)).unwrap_or(0));
+        let newest =
+            newest.first_chunk::<8>().map_or(0, |bytes| usize::try_from(u64::from_le_bytes(*bytes)).unwrap_or(0));
         match newest <= held && held <= newest + 1 {
             true => Ok(held),
-            false => Err(Failure::new(Kind::Torn, format!("{held} records in the copy, but the newest is said to be {newest}"))),
+            false => Err(Failure::new(
+                Kind::Torn,
+                format!("{held} records in the copy, but the newest is said to be {newest}"),
+            )),
         }
     }
 
@@ -143,7 +153,11 @@ struct Files {
 impl Files {
     fn open(folder: &Path) -> Result<Self> {
         let open = |name: &str| {
-            File::options().create_new(true).write(true).open(folder.join(name)).with_context(|| format!("create {name}"))
+            File::options()
+                .create_new(true)
+                .write(true)
+                .open(folder.join(name))
+                .with_context(|| format!("create {name}"))
         };
         fs::create_dir(folder.join("others"))?;
         Ok(Self { folder: folder.to_owned(), records: open(RECORDS)?, newest: open(NEWEST)? })

@@ -97,15 +97,22 @@ impl History {
                 place.fill(0);
             }
         }
-        let text = format!("of {} writes, at least {least} acknowledged, the newest in the volumes is {newest}", self.writes.len());
+        let text = format!(
+            "of {} writes, at least {least} acknowledged, the newest in the volumes is {newest}",
+            self.writes.len()
+        );
         match torn {
             Some((disk, block)) => {
-                let found = volumes.get(disk).and_then(|v| v.get(block * BLOCK..(block + 1) * BLOCK)).unwrap_or_default();
+                let found =
+                    volumes.get(disk).and_then(|v| v.get(block * BLOCK..(block + 1) * BLOCK)).unwrap_or_default();
                 let found = self.number(disk, block, found);
                 let last = self.writes.iter().take(newest).rposition(|write| write.covers(disk, block));
                 let last = last.map_or("nothing".to_owned(), |at| format!("write {}", at + 1));
                 let found = found.map_or("no record".to_owned(), |number| format!("write {number}"));
-                Err(Failure::new(Kind::Torn, format!("disk {disk} block {block} has {found} instead of {last}; {text}")))
+                Err(Failure::new(
+                    Kind::Torn,
+                    format!("disk {disk} block {block} has {found} instead of {last}; {text}"),
+                ))
             }
             None => Err(Failure::new(Kind::Lost, text)),
         }

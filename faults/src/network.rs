@@ -266,7 +266,13 @@ impl Shared {
         connection.end();
     }
 
-    fn forward(&self, connection: &Connection, mut from: &TcpStream, mut to: &TcpStream, way: Way) -> std::io::Result<()> {
+    fn forward(
+        &self,
+        connection: &Connection,
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+        way: Way,
+    ) -> std::io::Result<()> {
         let mut buffer = vec![0; PIECE];
         loop {
             let (length, wait, rate) = self.next_piece();

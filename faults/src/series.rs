@@ -215,7 +215,10 @@ fn told(figures: &Figures) -> String {
 }
 
 fn show(summaries: &[Summary]) {
-    println!("\n{:<18}{:<32}{:>6}{:>8}{:>8}{:>10}{:>9}  seed", "row", "bug", "runs", "failed", "faults", "verified", "seconds");
+    println!(
+        "\n{:<18}{:<32}{:>6}{:>8}{:>8}{:>10}{:>9}  seed",
+        "row", "bug", "runs", "failed", "faults", "verified", "seconds"
+    );
     for summary in summaries {
         let bug = summary.bug.unwrap_or("-");
         println!(

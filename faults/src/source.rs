@@ -45,7 +45,9 @@ impl Source {
     /// Makes the disks in `folder`, their volumes in `folder/home`, and starts to write.
     pub(crate) fn start(folder: &Path, work: Work, seed: u64) -> Outcome<(Self, Vec<DiskSpec>)> {
         match work {
-            Work::Records(pace) | Work::Images(pace) => Self::records(folder, pace, matches!(work, Work::Records(_)), seed),
+            Work::Records(pace) | Work::Images(pace) => {
+                Self::records(folder, pace, matches!(work, Work::Records(_)), seed)
+            }
             Work::Files => Self::files(folder, seed),
         }
     }

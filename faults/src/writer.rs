@@ -15,7 +15,7 @@ use crate::history::{BLOCK, History, Write};
 
 /// Blocks that are written again and again: a part of each disk.
 const HOT_BLOCKS: u64 = 128;
-const MOST_BLOCKS: u64 = 8;
+const MOST_BLOCKS: u64 = 6;
 /// Memory for direct I/O begins at a multiple of this.
 const ALIGNMENT: usize = 4096;
 

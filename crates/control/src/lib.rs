@@ -6,8 +6,8 @@
 pub mod authority;
 #[cfg(feature = "contract")]
 pub mod contract;
-pub mod error;
 mod data_keys;
+pub mod error;
 mod events;
 pub mod jobs;
 pub mod ledger;

@@ -152,7 +152,8 @@ pub(crate) fn begin_launch(
         return Err(OperationError::conflict(&id, message));
     }
     if server.data_replication_info.data_replication_state == DataReplicationState::Paused {
-        let message = format!("the replication of the server {id} is PAUSED: a fresh snapshot needs it; resume it first");
+        let message =
+            format!("the replication of the server {id} is PAUSED: a fresh snapshot needs it; resume it first");
         return Err(OperationError::conflict(&id, message));
     }
     let before = server.life_cycle.state;

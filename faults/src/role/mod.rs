@@ -48,5 +48,8 @@ impl Speaker {
 /// Warnings of the engines go to the role's log.
 pub(crate) fn log_warnings() {
     // Fails only if there is a subscriber already.
-    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing_subscriber::filter::LevelFilter::WARN).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .try_init();
 }

@@ -26,11 +26,12 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
-        stop_at_some_moment(&mut bed)?;
-        let other_key = bed.chance(3);
-        if other_key {
+        if bed.chance(4) {
+            bed.journal_moment()?;
+            bed.stop_replicator_somehow()?;
             bed.try_another_key()?;
         } else {
+            stop_at_some_moment(&mut bed)?;
             bed.start_replicator_alone()?;
             bed.verify_reopened()?;
             bed.connect();

@@ -93,7 +93,7 @@ const NO_WATCHDOG: &str = "no-watchdog";
 
 /// Slow enough that a fault falls into what is under way, fast enough for what is written.
 fn narrow(bed: &mut Bed<'_>) {
-    let least = if bed.work() == Work::Files { 6 << 20 } else { 2 << 20 };
-    let (rate, delay) = (least + bed.random.below(8 << 20), Duration::from_micros(bed.random.below(3000)));
+    let least = if bed.work() == Work::Files { 6 << 20 } else { 3 << 20 };
+    let (rate, delay) = (least + bed.random.below(8 << 20), Duration::from_micros(bed.random.below(1000)));
     bed.network.set_quality(Quality { rate: Some(rate), delay, ..Quality::default() });
 }

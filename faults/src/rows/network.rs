@@ -56,7 +56,7 @@ pub(super) fn stream(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
-        match bed.random.below(3) {
+        match bed.random.below(2) {
             0 => damage_journal(&mut bed)?,
             _ => trap(&mut bed)?,
         }
@@ -85,7 +85,7 @@ fn trap(bed: &mut Bed<'_>) -> Outcome {
 
 /// The journal is cut short or has a wrong bit when the replicator opens it again.
 fn damage_journal(bed: &mut Bed<'_>) -> Outcome {
-    bed.random_moment()?;
+    bed.journal_moment()?;
     bed.kill_replicator();
     for journal in journals(bed)? {
         let length = fs::metadata(&journal)?.len();

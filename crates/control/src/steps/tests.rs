@@ -157,7 +157,9 @@ impl Source {
         self.fence = match wanted {
             None => FenceState::Open,
             Some(fence) if self.fence_hangs => FenceState::Closing { fence },
-            Some(fence) if self.fence_fails => FenceState::Failed { fence, reason: "10-stop-web ended with 1".to_owned() },
+            Some(fence) if self.fence_fails => {
+                FenceState::Failed { fence, reason: "10-stop-web ended with 1".to_owned() }
+            }
             Some(fence) => FenceState::Fenced { fence },
         };
     }
@@ -224,7 +226,8 @@ impl Source {
 
     fn migrate_input(&self) -> Value {
         let world = self.fake.world();
-        let mine = |(machine, input): &&(String, Value)| machine == "migrate" && input["sourceServerID"] == self.id.as_str();
+        let mine =
+            |(machine, input): &&(String, Value)| machine == "migrate" && input["sourceServerID"] == self.id.as_str();
         world.executions.values().find(mine).unwrap().1.clone()
     }
 
