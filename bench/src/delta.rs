@@ -65,6 +65,7 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
     let device = Loop::over(image)?;
     sides::prepare(&device.0, folder)?;
     let this = std::env::current_exe()?;
+    let _pins = Pins(folder.join("bpf"));
     let receiver = Side::start(&this, "receive-delta", folder)?;
     sides::wait_for(&folder.join("port"))?;
     let sender = Side::start(&this, "send-delta", folder)?;
@@ -142,6 +143,16 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
+    }
+}
+
+/// Where the sender pins what it tracks with; gone when it is dropped, also if the sender was killed.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // The sender unmounts it itself if all goes well.
+        let _ = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
     }
 }
 
