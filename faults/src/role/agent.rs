@@ -140,7 +140,7 @@ fn obey(control: &SyncControl, view: &FreezeView, order: &str) -> Result<()> {
 struct FreezeView {
     frozen: AtomicBool,
     watchdog: AtomicU32,
-    /// Every freeze lasts this much longer; milliseconds.
+    /// Every freeze lasts twice this much longer; milliseconds.
     stay_ms: AtomicU64,
 }
 
@@ -176,8 +176,11 @@ impl Freeze for Seen {
         let frozen = self.freezer.freeze(limits.freeze);
         let frozen = frozen.map_err(|error| NotFrozen { reason: error.to_string(), retryable: true })?;
         self.view.frozen.store(true, Ordering::SeqCst);
+        // Before what it is frozen for, and after it: what happens meanwhile may fall into either.
+        let stay = Duration::from_millis(self.view.stay_ms.load(Ordering::SeqCst));
+        thread::sleep(stay);
         work();
-        thread::sleep(Duration::from_millis(self.view.stay_ms.load(Ordering::SeqCst)));
+        thread::sleep(stay);
         self.view.frozen.store(false, Ordering::SeqCst);
         let thawed = frozen.thaw();
         self.show_watchdog();

@@ -10,7 +10,7 @@ use crate::bed::{Bed, Figures, Plan, Setting};
 use crate::failure::{Failure, Kind, Outcome};
 use crate::interrupt::pause;
 
-/// Every freeze lasts this much longer, so that a kill falls into it.
+/// Every freeze lasts this much longer, before and after its work, so that a kill falls into it.
 const STAY: Duration = Duration::from_millis(120);
 /// A freeze may last this long.
 const LIMIT: Duration = Duration::from_millis(1200);
@@ -83,7 +83,7 @@ fn kill_both(bed: &mut Bed<'_>) -> Outcome {
 
 /// Nothing passes on the network: a freeze must not wait for that.
 fn stand_still(bed: &mut Bed<'_>) -> Outcome {
-    frozen(bed)?;
+    just_frozen(bed)?;
     bed.network.stand_still(true);
     let waited = thaws(bed).and_then(|()| pause(STANDSTILL));
     bed.network.stand_still(false);
@@ -91,12 +91,18 @@ fn stand_still(bed: &mut Bed<'_>) -> Outcome {
     waited
 }
 
-/// Waits until the filesystem is frozen; the watchdog's process.
+/// Waits until the filesystem is frozen, and for some moments more; the watchdog's process.
 fn frozen(bed: &mut Bed<'_>) -> Outcome<u32> {
+    let watchdog = just_frozen(bed)?;
+    pause(Duration::from_millis(bed.random.below(3 * STAY.as_millis().try_into().unwrap_or(0)) / 2))?;
+    Ok(watchdog)
+}
+
+fn just_frozen(bed: &mut Bed<'_>) -> Outcome<u32> {
     bed.stay(STAY);
-    let status = bed.wait("a freeze", |bed| bed.agent_status().filter(|status| status.frozen))?;
-    pause(Duration::from_millis(bed.random.below(STAY.as_millis().try_into().unwrap_or(0)) / 2))?;
-    Ok(status.watchdog)
+    // Not one that began before it was told to stay.
+    bed.wait("the end of a freeze", |bed| bed.agent_status().filter(|status| !status.frozen))?;
+    bed.wait("a freeze", |bed| bed.agent_status().filter(|status| status.frozen)).map(|status| status.watchdog)
 }
 
 /// A write gets through before the time-out is over.

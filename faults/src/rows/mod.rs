@@ -42,7 +42,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "kill-agent",
         about: "kill -9 of the agent under writes",
         run: kills::agent,
-        planted: &[wrong("read-before-clear"), wrong("skip-last-pass"), wrong("forget-pending-after-restart")],
+        planted: &[wrong("skip-last-pass"), wrong("forget-pending-after-restart")],
     },
     Row {
         name: "kill-replicator",
@@ -84,7 +84,12 @@ pub(crate) const ROWS: &[Row] = &[
         name: "kill-freezer",
         about: "kill -9 or stop of the agent, its watchdog or both while a filesystem is frozen",
         run: freezer::trouble,
-        planted: &[not_thawed("no-watchdog"), not_thawed("thaw-late"), not_thawed("send-while-frozen")],
+        planted: &[
+            not_thawed("no-watchdog"),
+            not_thawed("thaw-late"),
+            not_thawed("send-while-frozen"),
+            wrong("read-before-clear"),
+        ],
     },
 ];
 
