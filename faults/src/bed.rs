@@ -371,6 +371,8 @@ impl<'a> Bed<'a> {
     pub(crate) fn part_and_verify(&mut self) -> Outcome {
         self.network.set_target(None);
         self.network.cut();
+        // A session that waits for the end of a hold ends after it.
+        self.release();
         self.wait("the end of the session", |bed| bed.report().filter(|report| !report.connected))?;
         self.verify()?;
         self.connect();

@@ -19,7 +19,7 @@ use super::{Speaker, log_warnings, orders};
 use crate::spec::{Spec, identity};
 
 /// What a session may have under way unacknowledged.
-pub(crate) const WINDOW_BYTES: u64 = 256 << 10;
+pub(crate) const WINDOW_BYTES: u64 = 128 << 10;
 const KEEP_ALIVE: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(3);
 

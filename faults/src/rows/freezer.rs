@@ -23,7 +23,7 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan { freeze: LIMIT, ..Plan::files() })?;
     for _ in 0..=bed.random.below(2) {
         bed.figures.faults += 1;
-        match bed.random.below(6) {
+        match bed.random.below(8) {
             0 | 1 => kill_agent(&mut bed)?,
             2 => stop_agent(&mut bed)?,
             3 => kill_watchdog(&mut bed)?,

@@ -43,9 +43,10 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
 
 /// As soon as a checkpoint was acknowledged and the volumes are held, while something is made durable, or at any moment.
 fn stop_at_some_moment(bed: &mut Bed<'_>) -> Outcome {
-    match bed.random.below(5) {
+    match bed.random.below(7) {
         0 => bed.checkpoint_and_hold()?,
         1 | 2 => bed.storage_moment()?,
+        3 | 4 => bed.journal_moment()?,
         _ => bed.random_moment()?,
     }
     bed.stop_replicator_somehow()
