@@ -41,11 +41,6 @@ test: ## Unit, property, contract, fault and end-to-end tests
 	  cargo test --workspace --lib --bins --tests -- --test-threads=1; \
 	fi
 	cargo test --workspace --doc
-	@if cargo nextest --version >/dev/null 2>&1; then \
-	  cargo nextest run $(FAULTS); \
-	else \
-	  cargo test $(FAULTS) -- --test-threads=1; \
-	fi
 
 faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS=n SEED=s; PLANTED=1 plants each row's bugs)
 	scripts/install-deps build test
