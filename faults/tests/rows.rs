@@ -13,7 +13,11 @@ fn caught(name: &str) {
 }
 
 fn faults(arguments: &[&str]) {
-    let status = Command::new(env!("CARGO_BIN_EXE_faults")).args(arguments).env_remove("ROW").status().unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_faults"))
+        .args(arguments)
+        .env_remove("ROW")
+        .status()
+        .expect("the harness starts");
     assert!(status.success(), "faults {} ended with {status}", arguments.join(" "));
 }
 
