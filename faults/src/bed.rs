@@ -10,6 +10,7 @@ use rehost_agent::tracker;
 use rehost_model::link::ServerReport;
 use rehost_model::replication::Consistency;
 use rehost_model::{Epoch, ServerId};
+use rehost_protocol::DIGEST_CHUNK;
 use rehost_tests::random::Random;
 use rehost_tests::{Tmpfs, Workspace};
 
@@ -123,6 +124,9 @@ pub(crate) struct Bed<'a> {
     /// The number of the data key, and whether the next replicator is to have another.
     key: u8,
     before: (u64, u64, u64),
+    /// The disks at that time, and how often everything had to be compared since.
+    disks_before: Vec<Vec<u8>>,
+    pub(crate) comparisons: u64,
     pub(crate) figures: Figures,
     /// Watchdogs that were seen.
     watchdogs: BTreeSet<u32>,
@@ -138,6 +142,7 @@ impl<'a> Bed<'a> {
         bed.start_agent()?;
         bed.checkpoint()?;
         bed.before = bed.flow()?;
+        bed.disks_before = bed.source.disks()?;
         Ok(bed)
     }
 
@@ -178,6 +183,8 @@ impl<'a> Bed<'a> {
             asked: BTreeMap::new(),
             key: 1,
             before: (0, 0, 0),
+            disks_before: Vec::new(),
+            comparisons: 0,
             figures: Figures::default(),
             watchdogs: BTreeSet::new(),
             bad_storage: None,
@@ -326,18 +333,30 @@ impl<'a> Bed<'a> {
 
     /// Asks for a checkpoint and waits until the volumes are held at it. The writes that must be in it.
     fn hold(&mut self) -> Outcome<usize> {
-        let least = self.source.done();
-        self.request();
+        loop {
+            let least = self.source.done();
+            self.request();
+            if self.held_or_expired()? {
+                return Ok(least);
+            }
+        }
+    }
+
+    /// False if the hold was lost when the replicator failed or ended: another checkpoint is needed.
+    fn held_or_expired(&mut self) -> Outcome<bool> {
         let epoch = Epoch(self.epoch);
         self.wait(&format!("checkpoint {epoch}"), |bed| {
-            let held = bed.report().and_then(|report| report.held);
+            let report = bed.report()?;
+            if report.expired >= epoch {
+                return Some(false);
+            }
+            let held = report.held;
             // An older one: its replicator was killed before it could be released.
             if held.is_some_and(|held| held < epoch) {
                 bed.release();
             }
-            (held == Some(epoch)).then_some(())
-        })?;
-        Ok(least)
+            (held == Some(epoch)).then_some(true)
+        })
     }
 
     fn release(&mut self) {
@@ -412,7 +431,9 @@ impl<'a> Bed<'a> {
         let (sent, sessions, written) = (now.0 - before.0, now.1 - before.1, now.2 - before.2);
         // Frames, TLS and its handshakes, digest requests; and what was written before the first checkpoint, but is not in it.
         let around = written / 16 + (sessions + 1) * 16_384 + (1 << 20);
-        let allowed = written + (sessions + 1) * replicator::WINDOW_BYTES + around;
+        // A comparison sends whole chunks; one that a session's end cuts off is begun again.
+        let compared = if self.comparisons > 0 { self.changed()? * (self.comparisons + sessions) } else { 0 };
+        let allowed = written + (sessions + 1) * replicator::WINDOW_BYTES + around + compared;
         (self.figures.sent, self.figures.allowed) = (sent, allowed);
         match sent <= allowed {
             true => Ok(()),
@@ -421,6 +442,17 @@ impl<'a> Bed<'a> {
                 Err(Failure::new(Kind::FullSync, text))
             }
         }
+    }
+
+    /// Bytes of the chunks that changed since the first checkpoint.
+    fn changed(&self) -> Outcome<u64> {
+        let chunk = usize::try_from(DIGEST_CHUNK).unwrap_or(BLOCK);
+        let disks = self.source.disks()?;
+        let pairs = disks.iter().zip(&self.disks_before);
+        let count = |(now, then): (&Vec<u8>, &Vec<u8>)| {
+            now.chunks(chunk).zip(then.chunks(chunk)).filter(|(now, then)| now != then).count() as u64
+        };
+        Ok(pairs.map(count).sum::<u64>() * DIGEST_CHUNK)
     }
 
     /// An agent that was left alone has thawed by itself, in time.
@@ -487,11 +519,10 @@ impl<'a> Bed<'a> {
     }
 
     fn check_alive(&mut self) -> Outcome {
-        let agent = self.agent.as_mut().is_none_or(Role::alive);
-        let replicator = self.replicator.as_mut().is_none_or(Role::alive);
-        match agent && replicator {
-            true => Ok(()),
-            false => Err(Failure::new(Kind::Stuck, "a process ended by itself; ")),
+        let agent = self.agent.as_mut().and_then(Role::ended);
+        match agent.or(self.replicator.as_mut().and_then(Role::ended)) {
+            None => Ok(()),
+            Some(how) => Err(Failure::new(Kind::Stuck, format!("a process ended by itself: {how}; "))),
         }
     }
 

@@ -66,8 +66,13 @@ impl<S: DeserializeOwned> Role<S> {
         }
     }
 
-    pub(crate) fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            Ok(Some(status)) => Some(format!("the {} with {status}", self.name)),
+            Err(error) => Some(format!("the {}: {error}", self.name)),
+        }
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -86,6 +86,7 @@ fn trap(bed: &mut Bed<'_>) -> Outcome {
 /// The journal is cut short or has a wrong bit when the replicator opens it again.
 fn damage_journal(bed: &mut Bed<'_>) -> Outcome {
     bed.journal_moment()?;
+    bed.comparisons += 1;
     bed.kill_replicator();
     for journal in journals(bed)? {
         let length = fs::metadata(&journal)?.len();

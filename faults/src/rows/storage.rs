@@ -20,6 +20,7 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, plan)?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
+        bed.comparisons += 1;
         match bed.random.below(4) {
             0 => fill(&mut bed)?,
             1 => lose_agent_state(&mut bed)?,
