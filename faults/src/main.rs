@@ -9,6 +9,7 @@ mod history;
 mod interrupt;
 mod leftovers;
 mod network;
+mod plan;
 mod role;
 mod rows;
 mod series;

@@ -9,9 +9,9 @@ use clap::Args;
 use rehost_tests::random::{self, Random};
 use serde::Serialize;
 
-use crate::bed::{Figures, Setting};
 use crate::failure::{Failure, Kind};
 use crate::interrupt::interrupted;
+use crate::plan::{Figures, Setting};
 use crate::rows::{Planted, ROWS, Row};
 use crate::spec::Authority;
 

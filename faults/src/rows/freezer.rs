@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::NO_WATCHDOG;
-use crate::bed::{Bed, Figures, Plan, Setting};
+use crate::bed::Bed;
 use crate::failure::{Failure, Kind, Outcome};
 use crate::interrupt::pause;
+use crate::plan::{Figures, Plan, Setting};
 
 /// Every freeze lasts this much longer, before and after its work, so that a kill falls into it.
 const STAY: Duration = Duration::from_millis(120);

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::narrow;
-use crate::bed::{Bed, Figures, Plan, Setting};
+use crate::bed::Bed;
 use crate::failure::Outcome;
 use crate::interrupt::pause;
+use crate::plan::{Figures, Plan, Setting};
 
 pub(super) fn agent(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;

@@ -7,9 +7,10 @@ mod storage;
 
 use std::time::Duration;
 
-use crate::bed::{Bed, Figures, Setting};
+use crate::bed::Bed;
 use crate::failure::{Kind, Outcome};
 use crate::network::Quality;
+use crate::plan::{Figures, Setting};
 use crate::source::Work;
 
 /// A kind of fault.

@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::narrow;
-use crate::bed::{Bed, Figures, Plan, Setting};
+use crate::bed::Bed;
 use crate::failure::Outcome;
 use crate::interrupt::pause;
 use crate::network::{Quality, Way};
+use crate::plan::{Figures, Plan, Setting};
 
 pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;

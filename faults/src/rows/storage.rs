@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 use super::narrow;
-use crate::bed::{Bed, Figures, Plan, Setting};
+use crate::bed::Bed;
 use crate::failure::Outcome;
+use crate::plan::{Figures, Plan, Setting};
 
 /// A journal that holds a part of what is written between two checkpoints.
 const SMALL_JOURNAL: u64 = 160 << 10;
