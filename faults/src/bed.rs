@@ -27,7 +27,7 @@ use crate::spec::{DiskSpec, Spec};
 use crate::storage::Home;
 
 /// Far more than anything takes: only what hangs meets it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A journal that can be opened is open by then; if it is not, nothing is verified.
 const OPENING: Duration = Duration::from_secs(1);
 const HOME_BYTES: u64 = 96 << 20;
