@@ -62,7 +62,7 @@ fn compare() -> Result<()> {
             "wallSeconds": ours.wall_seconds / theirs.wall_seconds,
         },
     });
-    let out = Path::new(env!("CARGO_MANIFEST_DIR")).join("out");
+    let out = rehost_tests::paths::repository().join("bench/out");
     std::fs::create_dir_all(&out)?;
     let file: PathBuf = out.join("bench.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&document)?)

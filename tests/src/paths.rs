@@ -1,14 +1,25 @@
 //! Where things are: the repository, the cache, the binaries under test.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::error::{Context, Error, Result};
 
-/// The root of the repository.
+/// The root of the repository: that of the package under test, or of the working directory. Build output is shared between
+/// clones, so that what was compiled in may be the place of another one.
 #[must_use]
 pub fn repository() -> &'static Path {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests)
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let places = package.into_iter().chain(std::env::current_dir());
+        let found = places.flat_map(|place| place.ancestors().map(Path::to_owned).collect::<Vec<_>>()).find(is_repository);
+        found.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+    })
+}
+
+fn is_repository(folder: &PathBuf) -> bool {
+    folder.join("statemachine").is_dir() && folder.join("tests/images").is_dir()
 }
 
 /// The folder that outlives a run: kernels, images, what was measured of this machine. `REHOST_CACHE` moves it.

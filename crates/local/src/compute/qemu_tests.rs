@@ -117,15 +117,20 @@ fn converter() -> PathBuf {
     if !converter.exists() {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "-p", "rehost-converter"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.args(["build", "--quiet", "-p", "rehost-converter"]).current_dir(package());
         assert!(command.status().unwrap().success(), "rehost-converter cannot be built");
     }
     converter
 }
 
+/// This package's folder. What was compiled in may be that of another clone, which shares the build output.
+fn package() -> PathBuf {
+    PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap())
+}
+
 /// A source server's disk that boots on a SATA controller only.
 fn source_disk(folder: &Path, firmware: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/images/small-linux");
+    let script = package().join("../../tests/images/small-linux");
     let image = folder.join("source.img");
     let arguments = ["--firmware", firmware, "--page", "a page", "--root-wait", "2"];
     assert!(Command::new(script).args(arguments).arg(&image).status().unwrap().success(), "no image");
