@@ -18,6 +18,7 @@
 
 pub mod accelerator;
 pub mod agent;
+pub mod aws;
 pub mod disk;
 pub mod error;
 pub mod forward;

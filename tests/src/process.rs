@@ -1,6 +1,7 @@
 //! Child processes that end with their owner.
 
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -100,6 +101,53 @@ impl Drop for Running {
     }
 }
 
+/// A running child with everything that it starts: all of its process group ends with it when this is dropped.
+#[derive(Debug)]
+pub struct Group {
+    leader: Running,
+}
+
+impl Group {
+    /// Starts `command` as the leader of a group of its own; the rest is as in [`Running::start`].
+    ///
+    /// # Errors
+    /// As [`Running::start`].
+    pub fn start(command: &mut Command, log: &Path) -> Result<Self> {
+        Ok(Self { leader: Running::start(command.process_group(0), log)? })
+    }
+
+    /// The id of the leader, and so of the group.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.leader.pid()
+    }
+
+    /// What it printed so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.leader.output()
+    }
+
+    /// Succeeds while the leader runs.
+    ///
+    /// # Errors
+    /// As [`Running::check`].
+    pub fn check(&mut self) -> Result<()> {
+        self.leader.check()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // As long as one of them lives, the id is no other group's.
+        let leader = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(leader) = leader {
+            let _ = rustix::process::kill_process_group(leader, rustix::process::Signal::KILL);
+        }
+        self.leader.kill();
+    }
+}
+
 /// Runs a command to its end and gives its standard output.
 ///
 /// # Errors
@@ -139,6 +187,27 @@ mod tests {
         assert!(folder.exists());
         drop(running);
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_dropped_group_is_gone_with_its_children() {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let group = Group::start(Command::new("sh").args(["-c", "sleep 600 & echo $!; wait"]), log.path()).unwrap();
+        let started = Instant::now();
+        let child = loop {
+            if let Ok(pid) = group.output().trim().parse::<u32>() {
+                break pid;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(10));
+        };
+        drop(group);
+        // An orphan is a zombie until init looks after it.
+        let gone = || !std::fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        while !gone() {
+            assert!(started.elapsed() < Duration::from_secs(20));
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
