@@ -145,6 +145,7 @@ async fn delete_resource(ports: &Ports, kind: ResourceKind, id: &str) -> PortRes
     match kind {
         ResourceKind::Volume => ports.compute.delete_volume(&id.parse().map_err(invalid)?).await,
         ResourceKind::Snapshot => ports.compute.delete_snapshot(&id.parse().map_err(invalid)?).await,
+        ResourceKind::Image => ports.compute.deregister_image(&id.parse().map_err(invalid)?).await,
         ResourceKind::Instance => ports.compute.terminate_instance(&id.parse().map_err(invalid)?).await,
     }
 }

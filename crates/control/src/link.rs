@@ -1,5 +1,7 @@
 //! What agents and replicators are answered. They only ever report and ask; the steps decide.
 
+use std::net::{IpAddr, SocketAddr};
+
 use rehost_model::lifecycle::LifeCycleCommand;
 use rehost_model::link::{
     AgentCommand, AgentDirective, AgentReport, DiskTarget, EnrolRequest, EnrolResponse, FenceState, IssuedCertificate,
@@ -24,11 +26,8 @@ use crate::{PortError, PortErrorKind, data_keys, events, jobs, observe, repo};
 /// How long certificates of agents and replicators are valid; they renew them themselves.
 pub const CERTIFICATE_DAYS: u32 = 7;
 
-/// How often agents and replicators report.
-const POLL_AFTER_MS: u64 = 1000;
-
-/// And while a checkpoint is waited for, from its request to the end of its hold: a hold blocks the agent.
-const POLL_SOON_MS: u64 = 200;
+/// A replication server that was silent for so long may have been stopped and started: its public address is another one then.
+const ADDRESSES_KEPT_MS: u64 = 60_000;
 
 type LinkResult<T> = Result<T, OperationError>;
 
@@ -228,7 +227,7 @@ pub(crate) fn from_serial_on(serials: &mut Vec<String>, serial: &str) -> PortRes
 }
 
 async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateIdentity) -> LinkResult<AgentDirective> {
-    let poll_after_ms = poll_after_ms(server);
+    let poll_after_ms = poll_after_ms(ports, server);
     let answer = |command, renew| Ok(AgentDirective { command, renew, poll_after_ms });
     if server.internal.disconnect_requested {
         return answer(AgentCommand::Disconnect, false);
@@ -252,12 +251,13 @@ async fn directive(ports: &Ports, server: &SourceServer, identity: &CertificateI
         return answer(if followed { AgentCommand::Pause } else { AgentCommand::Wait }, renew);
     };
     let replicator: ReplicationServer = repo::load(ports, replicator.as_str()).await?;
-    answer(replicate(server, replicator.addresses, disks), renew)
+    let routing = server.internal.replication.settings.data_plane_routing;
+    answer(replicate(server, replicator.addresses_for(routing).to_vec(), disks), renew)
 }
 
 /// When agent and replicator are to report next.
-fn poll_after_ms(server: &SourceServer) -> u64 {
-    if server.internal.checkpoint.is_awaited() { POLL_SOON_MS } else { POLL_AFTER_MS }
+fn poll_after_ms(ports: &Ports, server: &SourceServer) -> u64 {
+    if server.internal.checkpoint.is_awaited() { ports.polling.soon_ms } else { ports.polling.idle_ms }
 }
 
 /// The disks whose volume is attached and in `named`. A disk's number is its place among the server's disks, for good.
@@ -366,12 +366,15 @@ pub async fn replicator_poll(
 ) -> LinkResult<ReplicatorDirective> {
     let id = replicator_of(identity)?;
     let now = ports.clock.now();
-    let addresses: Vec<_> = ports.replicator_hosts.iter().map(|host| format!("{host}:{}", report.port)).collect();
+    let addresses = new_addresses(ports, &id, report, now).await?;
     let (replicator, ()) = repo::update_replicator(ports, &id, |replicator| {
         from_serial_on(&mut replicator.certificate_serials, &identity.serial)?;
         replicator.last_seen = Some(now);
         replicator.missed_checks = 0;
-        replicator.addresses.clone_from(&addresses);
+        if let Some(addresses) = &addresses {
+            replicator.addresses.clone_from(&addresses.private);
+            replicator.public_addresses.clone_from(&addresses.public);
+        }
         for assignment in &mut replicator.assignments {
             let volumes = report.servers.iter().filter(|s| s.server == assignment.server).flat_map(|s| &s.volumes);
             let synced = volumes.filter(|v| v.volume == assignment.volume).map(|v| v.synced_bytes).max().unwrap_or(0);
@@ -384,6 +387,36 @@ pub async fn replicator_poll(
         record_server_report(ports, &replicator, server_report, now).await?;
     }
     replicator_directive(ports, replicator).await
+}
+
+/// Where agents reach a replication server; see [`ReplicationServer::public_addresses`].
+struct Addresses {
+    private: Vec<String>,
+    public: Option<Vec<String>>,
+}
+
+/// The addresses of a replication server that reports; `None`: those that are known.
+async fn new_addresses(
+    ports: &Ports,
+    id: &ReplicatorId,
+    report: &ReplicatorReport,
+    now: Timestamp,
+) -> LinkResult<Option<Addresses>> {
+    let at = |host: &str| format!("{host}:{}", report.port);
+    if !ports.replicator_hosts.is_empty() {
+        let private = ports.replicator_hosts.iter().map(|host| at(host)).collect();
+        return Ok(Some(Addresses { private, public: None }));
+    }
+    let replicator: ReplicationServer = repo::load(ports, id.as_str()).await?;
+    let recent = replicator.last_seen.is_some_and(|seen| now.ms_since(seen) < ADDRESSES_KEPT_MS);
+    let ends_with_port = |address: &String| address.ends_with(&at(""));
+    let Some(instance) = replicator.instance.filter(|_| !recent || !replicator.addresses.iter().any(ends_with_port))
+    else {
+        return Ok(None);
+    };
+    let Some(instance) = ports.compute.instance(&instance).await? else { return Ok(None) };
+    let address = |ip: Option<IpAddr>| ip.map(|ip| SocketAddr::new(ip, report.port).to_string()).into_iter().collect();
+    Ok(Some(Addresses { private: address(instance.private_ip), public: Some(address(instance.public_ip)) }))
 }
 
 async fn record_server_report(
@@ -410,10 +443,10 @@ async fn record_server_report(
 async fn replicator_directive(ports: &Ports, replicator: ReplicationServer) -> LinkResult<ReplicatorDirective> {
     let mut releases = std::collections::BTreeMap::new();
     let mut keys = std::collections::BTreeMap::new();
-    let mut soonest_ms = POLL_AFTER_MS;
+    let mut soonest_ms = ports.polling.idle_ms;
     for assignment in &replicator.assignments {
         if let Some((server, _)) = repo::find::<SourceServer>(ports, assignment.server.as_str()).await? {
-            soonest_ms = soonest_ms.min(poll_after_ms(&server));
+            soonest_ms = soonest_ms.min(poll_after_ms(ports, &server));
             releases.insert(assignment.server.clone(), server.internal.checkpoint.released);
             if !keys.contains_key(&assignment.server) {
                 keys.insert(assignment.server.clone(), data_keys::of(ports, &server).await?);

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use rehost_model::conversion::{ConversionReport, ConversionRequest};
 use rehost_model::event::Event;
-use rehost_model::launch::{Probe, ProbeOutcome};
+use rehost_model::launch::{LaunchConfiguration, Probe, ProbeOutcome};
 use rehost_model::link::BootFirmware;
-use rehost_model::settings::ReplicationSettings;
+use rehost_model::settings::{EbsEncryption, ReplicationSettings};
 use rehost_model::{
-    ExecutionId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, TaskToken, Timestamp, VolumeId,
+    ExecutionId, ImageId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, TaskToken, Timestamp, VolumeId,
 };
 use serde_json::Value;
 
@@ -34,8 +34,29 @@ pub struct Ports {
     /// The region's name and account, as they stand in ARNs.
     pub region: String,
     pub account: String,
-    /// The hosts under which agents reach replication servers, to be tried in order.
+    /// The hosts under which agents reach replication servers, to be tried in order; none where each is reached under the address
+    /// of its own instance.
     pub replicator_hosts: Vec<String>,
+    pub polling: Polling,
+}
+
+/// How often somebody asks again in a region: where nobody pays for a call, more often than where somebody does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Polling {
+    /// How often agents and replicators report while nothing is urgent; milliseconds.
+    pub idle_ms: u64,
+    /// And while a checkpoint is waited for, from its request to the end of its hold: a hold blocks the agent.
+    pub soon_ms: u64,
+    /// How long a state machine waits at least until it calls a step again that is in progress; seconds.
+    pub step_seconds: u64,
+}
+
+impl Polling {
+    /// All on one machine.
+    pub const LOCAL: Self = Self { idle_ms: 1000, soon_ms: 200, step_seconds: 0 };
+
+    /// Every call is a Lambda invocation, and every further call of a step three transitions of its state machine.
+    pub const AWS: Self = Self { idle_ms: 15_000, soon_ms: 2000, step_seconds: 5 };
 }
 
 /// The kinds of items in the store; an item is one aggregate.
@@ -154,7 +175,14 @@ pub struct VolumeSpec {
     pub size_bytes: u64,
     /// A clone of this snapshot, else empty (all zeros).
     pub from_snapshot: Option<SnapshotId>,
+    /// Of a volume that the steps make never `AUTO`.
     pub staging_disk_type: rehost_model::settings::StagingDiskType,
+    /// The subnet in whose availability zone it is to be, as the server's replication settings name it; empty: the region's own.
+    pub staging_subnet_id: String,
+    /// `DEFAULT`: encrypted under the account's default key for EBS; `CUSTOM`: under [`Self::encryption_key_arn`]. A volume from a
+    /// snapshot that is encrypted already is encrypted anew under this key.
+    pub encryption: EbsEncryption,
+    pub encryption_key_arn: Option<String>,
     pub tags: Tags,
 }
 
@@ -174,6 +202,8 @@ pub struct ReplicationServerSpec {
 pub struct ConversionSpec {
     pub volumes: Vec<VolumeId>,
     pub request: ConversionRequest,
+    /// That of the volumes: see [`VolumeSpec::staging_subnet_id`].
+    pub staging_subnet_id: String,
     pub tags: Tags,
 }
 
@@ -191,8 +221,14 @@ pub enum ConversionProgress {
 /// A copy to be launched.
 #[derive(Debug, Clone)]
 pub struct InstanceSpec {
-    /// In the order of the source's disks; the first is the boot disk.
+    /// In the order of the source's disks; the first is the boot disk. Empty when there is an image.
     pub volumes: Vec<VolumeId>,
+    /// What it is launched from where [`Compute::launches_from_images`].
+    pub image: Option<ImageId>,
+    /// The server's launch settings.
+    pub launch: LaunchConfiguration,
+    /// The address that it is to have: the source's own, where that is asked for.
+    pub private_ip: Option<IpAddr>,
     pub firmware: BootFirmware,
     pub cpus: u64,
     pub ram_bytes: u64,
@@ -200,6 +236,26 @@ pub struct InstanceSpec {
     pub ports: Vec<u16>,
     pub start: bool,
     pub tags: Tags,
+}
+
+/// An image to be registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Unique within the account.
+    pub name: String,
+    /// Of the converted volumes, in the order of the source's disks; the first is the boot disk.
+    pub snapshots: Vec<SnapshotId>,
+    pub firmware: BootFirmware,
+    pub tags: Tags,
+}
+
+/// How far an image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageState {
+    Pending,
+    Available,
+    /// Why, as far as it is known.
+    Failed(String),
 }
 
 /// What an instance is doing; EC2's `InstanceStateName`.
@@ -219,6 +275,9 @@ pub struct Instance {
     pub state: InstanceState,
     /// Where ports of the guest can be reached from here.
     pub endpoints: BTreeMap<u16, SocketAddr>,
+    /// In its own network; `None` where it has none, or none yet.
+    pub private_ip: Option<IpAddr>,
+    pub public_ip: Option<IpAddr>,
     /// Why it stopped, where that is known.
     pub state_reason: Option<String>,
 }
@@ -295,6 +354,28 @@ pub trait Compute: Send + Sync {
     /// How far it is.
     async fn conversion_progress(&self, conversion_server: &InstanceId) -> PortResult<ConversionProgress>;
 
+    /// Whether a copy is launched from an image of its converted volumes, not from these themselves.
+    fn launches_from_images(&self) -> bool {
+        false
+    }
+
+    /// Registers an image.
+    async fn register_image(&self, spec: &ImageSpec, token: &ClientToken) -> PortResult<ImageId> {
+        let _ = (spec, token);
+        Err(no_images())
+    }
+
+    /// How far an image is; `NotFound` when there is none of that id (any more).
+    async fn image_state(&self, image: &ImageId) -> PortResult<ImageState> {
+        Err(PortError::not_found(format!("the image {image} does not exist: this region has none")))
+    }
+
+    /// Deregisters an image; its snapshots stay.
+    async fn deregister_image(&self, image: &ImageId) -> PortResult<()> {
+        let _ = image;
+        Ok(())
+    }
+
     /// Launches a copy.
     async fn run_instance(&self, spec: &InstanceSpec, token: &ClientToken) -> PortResult<InstanceId>;
 
@@ -312,6 +393,10 @@ pub trait Compute: Send + Sync {
 
     /// Every resource with the tag `rehost:server`, of one server if named.
     async fn tagged_resources(&self, server: Option<&rehost_model::ServerId>) -> PortResult<Vec<TaggedResource>>;
+}
+
+fn no_images() -> PortError {
+    PortError::invalid("this region launches copies from their volumes and has no images")
 }
 
 /// Objects by key: reports, manifests, software.

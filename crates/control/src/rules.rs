@@ -30,17 +30,25 @@ impl RuledEvents {
 impl Events for RuledEvents {
     async fn publish(&self, event: &Event) -> PortResult<()> {
         self.inner.publish(event).await?;
-        if !matches!(event.detail_type, EventType::Registered | EventType::ReplicationStartRequested) {
-            return Ok(());
-        }
-        let server = &event.detail.source_server_id;
-        // Named after the event: the same event twice starts one execution.
-        let execution = ExecutionId(format!("migrate-{server}-{}", event.detail.sequence));
-        let input = json!({
-            "execution": execution,
-            "sourceServerID": server,
-            "replicate": event.detail.data.get("replicate"),
-        });
-        self.workflows.start("migrate", &execution, input).await
+        follow(self.workflows.as_ref(), event).await
     }
+}
+
+/// Starts what the rule says for this event, if anything. The same event twice starts one execution.
+///
+/// # Errors
+/// Those of the workflows.
+pub async fn follow(workflows: &dyn Workflows, event: &Event) -> PortResult<()> {
+    if !matches!(event.detail_type, EventType::Registered | EventType::ReplicationStartRequested) {
+        return Ok(());
+    }
+    let server = &event.detail.source_server_id;
+    // Named after the event: the same event twice starts one execution.
+    let execution = ExecutionId(format!("migrate-{server}-{}", event.detail.sequence));
+    let input = json!({
+        "execution": execution,
+        "sourceServerID": server,
+        "replicate": event.detail.data.get("replicate"),
+    });
+    workflows.start("migrate", &execution, input).await
 }

@@ -16,8 +16,8 @@ use serde_json::Value;
 use crate::PortError;
 use crate::ports::{
     ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, Instance, InstanceSpec,
-    InstanceState, Item, ItemKey, Keys, Kind, Objects, PortResult, Ports, ReplicationServerSpec, SnapshotState, Store,
-    TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
+    InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling, PortResult, Ports, ReplicationServerSpec,
+    SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
 };
 
 /// Fails one call, before or after it took effect.
@@ -78,6 +78,7 @@ impl Fake {
             region: "local".to_owned(),
             account: "000000000000".to_owned(),
             replicator_hosts: vec!["127.0.0.1".to_owned()],
+            polling: Polling::LOCAL,
         }
     }
 
@@ -342,7 +343,8 @@ impl Compute for Fake {
             let endpoints = BTreeMap::from([(80, SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))]);
             let state = InstanceState::Running;
             let there = world.resources.contains_key(id.as_str());
-            Ok(there.then(|| Instance { id: id.clone(), state, endpoints, state_reason: None }))
+            let (private_ip, public_ip, state_reason) = (None, None, None);
+            Ok(there.then(|| Instance { id: id.clone(), state, endpoints, private_ip, public_ip, state_reason }))
         })
     }
 

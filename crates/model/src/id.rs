@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Characters after the prefix, as in MGN's and EC2's long identifiers.
 const SUFFIX_CHARS: usize = 17;
 
+/// And in those that EC2 gave to what was made before 2018 and may still exist.
+const OLD_SUFFIX_CHARS: usize = 8;
+
 /// Why a text is not the identifier it was taken for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a {what}: expected `{prefix}` and {SUFFIX_CHARS} lower-case letters or digits")]
@@ -21,8 +24,11 @@ pub struct InvalidId {
 
 fn check(text: &str, what: &'static str, prefix: &'static str) -> Result<(), InvalidId> {
     let alphanumeric = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    // The only kind that this service takes from elsewhere and does not make itself.
+    let old = |chars: usize| prefix == SecurityGroupId::PREFIX && chars == OLD_SUFFIX_CHARS;
+    let length = |chars: usize| chars == SUFFIX_CHARS || old(chars);
     match text.strip_prefix(prefix) {
-        Some(suffix) if suffix.len() == SUFFIX_CHARS && suffix.bytes().all(alphanumeric) => Ok(()),
+        Some(suffix) if length(suffix.len()) && suffix.bytes().all(alphanumeric) => Ok(()),
         _ => {
             let text = text.chars().take(64).collect();
             Err(InvalidId { text, what, prefix })
@@ -109,6 +115,8 @@ id!(/// A snapshot of a volume.
     SnapshotId, "snap-", "snapshot id");
 id!(/// An instance: a launched copy, a conversion server, or the machine of a replication server.
     InstanceId, "i-", "instance id");
+id!(/// A machine image, from which a copy is launched.
+    ImageId, "ami-", "image id");
 id!(/// A security group.
     SecurityGroupId, "sg-", "security group id");
 
@@ -182,6 +190,12 @@ mod tests {
         {
             assert!(text.parse::<ServerId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn security_groups_may_be_older_than_long_ids() {
+        assert!("sg-1a2b3c4d".parse::<SecurityGroupId>().is_ok());
+        assert!("vol-1a2b3c4d".parse::<VolumeId>().is_err());
     }
 
     #[test]

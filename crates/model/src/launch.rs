@@ -18,6 +18,10 @@ pub struct LaunchConfiguration {
     pub copy_tags: bool,
     pub boot_mode: BootMode,
     pub licensing: Licensing,
+    /// The EC2 launch template (`lt-…`) whose default version says what else the copy is launched with: its subnet, security groups,
+    /// instance profile, key pair, and the instance type where that is not chosen by size.
+    #[serde(rename = "ec2LaunchTemplateID", skip_serializing_if = "Option::is_none")]
+    pub ec2_launch_template_id: Option<String>,
     /// What a launched copy must answer before the launch counts as successful.
     pub probes: Vec<Probe>,
     /// How long a copy may take to pass its probes; seconds.
@@ -35,6 +39,7 @@ impl Default for LaunchConfiguration {
             copy_tags: true,
             boot_mode: BootMode::UseSource,
             licensing: Licensing::default(),
+            ec2_launch_template_id: None,
             probes: vec![Probe::Boot],
             verify_timeout_seconds: 600,
             quiesce: false,

@@ -22,12 +22,14 @@ pub struct LedgerEntry {
     pub created: Timestamp,
 }
 
-/// The kinds of resources that cost something while they exist.
+/// The kinds of resources that cost something while they exist, in the order in which they are made of each other: they go in the
+/// reverse order, because EC2 keeps a snapshot while an image refers to it and a volume while an instance uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ResourceKind {
     Volume,
     Snapshot,
+    Image,
     Instance,
 }
 

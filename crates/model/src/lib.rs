@@ -22,8 +22,8 @@ pub mod snapshot;
 pub mod timestamp;
 
 pub use id::{
-    Epoch, ExecutionId, InstanceId, JobId, LaunchTemplateId, ReplicationTemplateId, ReplicatorId, SecurityGroupId,
-    ServerId, SnapshotId, TaskToken, VolumeId,
+    Epoch, ExecutionId, ImageId, InstanceId, JobId, LaunchTemplateId, ReplicationTemplateId, ReplicatorId,
+    SecurityGroupId, ServerId, SnapshotId, TaskToken, VolumeId,
 };
 pub use job::Job;
 pub use lifecycle::LifeCycleState;

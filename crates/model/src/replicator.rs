@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::MAX_DISKS_PER_REPLICATION_SERVER;
+use crate::settings::{DataPlaneRouting, MAX_DISKS_PER_REPLICATION_SERVER};
 use crate::{InstanceId, ReplicatorId, ServerId, Timestamp, VolumeId};
 
 /// A replication server: one aggregate.
@@ -23,6 +23,9 @@ pub struct ReplicationServer {
     pub last_seen: Option<Timestamp>,
     /// Addresses (`host:port`) under which agents reach it.
     pub addresses: Vec<String>,
+    /// And those under which agents do whose traffic takes the public network; `None` where that makes no difference.
+    #[serde(default)]
+    pub public_addresses: Option<Vec<String>>,
     pub assignments: Vec<Assignment>,
     /// No new disks: it is about to be replaced or to go.
     pub draining: bool,
@@ -32,6 +35,13 @@ pub struct ReplicationServer {
 }
 
 impl ReplicationServer {
+    /// The addresses for an agent with this routing; none when it has none of that kind.
+    #[must_use]
+    pub fn addresses_for(&self, routing: DataPlaneRouting) -> &[String] {
+        let public = self.public_addresses.as_ref().filter(|_| routing == DataPlaneRouting::PublicIp);
+        public.unwrap_or(&self.addresses)
+    }
+
     /// Whether `disks` more disks of `server` fit.
     #[must_use]
     pub fn has_room_for(&self, server: &ServerId, disks: usize, dedicated: bool) -> bool {
@@ -79,6 +89,7 @@ mod tests {
             certificate_serials: vec![],
             last_seen: None,
             addresses: vec![],
+            public_addresses: None,
             assignments: (0..assigned).map(|_| assignment()).collect(),
             draining: false,
             missed_checks: 0,

@@ -49,6 +49,20 @@ pub struct ReplicationSettings {
     pub retention: Retention,
 }
 
+impl ReplicationSettings {
+    /// The type of a staging disk of so many bytes for which `chosen` was set; never [`StagingDiskType::Auto`].
+    #[must_use]
+    pub fn staging_disk_type(&self, chosen: StagingDiskType, size_bytes: u64) -> StagingDiskType {
+        match (chosen, self.default_large_staging_disk_type) {
+            (StagingDiskType::Auto, _) if size_bytes < LARGE_STAGING_DISK_BYTES => StagingDiskType::Gp3,
+            (StagingDiskType::Auto, LargeStagingDiskType::Gp2) => StagingDiskType::Gp2,
+            (StagingDiskType::Auto, LargeStagingDiskType::St1) => StagingDiskType::St1,
+            (StagingDiskType::Auto, LargeStagingDiskType::Gp3) => StagingDiskType::Gp3,
+            (chosen, _) => chosen,
+        }
+    }
+}
+
 /// When snapshots are taken without anybody asking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -181,4 +195,22 @@ pub struct MigrationPolicy {
     pub auto_finalize: bool,
     /// Archive after finalizing.
     pub auto_archive: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_large_disks_get_the_type_for_large_ones() {
+        let settings =
+            ReplicationSettings { default_large_staging_disk_type: LargeStagingDiskType::St1, ..Default::default() };
+        for (chosen, size_bytes, expected) in [
+            (StagingDiskType::Auto, LARGE_STAGING_DISK_BYTES - 512, StagingDiskType::Gp3),
+            (StagingDiskType::Auto, LARGE_STAGING_DISK_BYTES, StagingDiskType::St1),
+            (StagingDiskType::Io2, LARGE_STAGING_DISK_BYTES, StagingDiskType::Io2),
+        ] {
+            assert_eq!(settings.staging_disk_type(chosen, size_bytes), expected);
+        }
+    }
 }

@@ -37,6 +37,7 @@ async fn clone_volumes(
         return Ok(context.work.volumes.clone());
     }
     context.record(ports, Some((JobLogEvent::SnapshotEnd, context.event_data())), |_| {}).await?;
+    let settings = &context.server.internal.replication.settings;
     let mut volumes = Vec::new();
     for (index, (snapshot, disk)) in snapshots.iter().zip(&context.server.internal.staging).enumerate() {
         let token = ClientToken::derive(&[job.as_str(), server.as_str(), "disk", &index.to_string()]);
@@ -46,6 +47,9 @@ async fn clone_volumes(
             size_bytes: disk.size_bytes,
             from_snapshot: Some(snapshot.clone()),
             staging_disk_type: rehost_model::settings::StagingDiskType::Gp3,
+            staging_subnet_id: settings.staging_area_subnet_id.clone(),
+            encryption: settings.ebs_encryption,
+            encryption_key_arn: settings.ebs_encryption_key_arn.clone(),
             tags: planned.tags(),
         };
         volumes.push(ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?);
@@ -68,7 +72,8 @@ async fn start(ports: &Ports, context: &JobContext, volumes: Vec<VolumeId>) -> R
     let planned =
         Planned { server, kind: ResourceKind::Instance, purpose: Purpose::Conversion, job: Some(job), token: &token };
     let request = super::launch::conversion_request(ports, &context.server, &volumes);
-    let spec = ConversionSpec { volumes, request, tags: planned.tags() };
+    let staging_subnet_id = context.server.internal.replication.settings.staging_area_subnet_id.clone();
+    let spec = ConversionSpec { volumes, request, staging_subnet_id, tags: planned.tags() };
     let conversion_server = ledger::make(ports, &planned, ports.compute.start_conversion(&spec, &token)).await?;
     let data = data(context, &conversion_server, None);
     context

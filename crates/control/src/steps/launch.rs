@@ -1,6 +1,7 @@
 //! Launches the copy from its converted volumes.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use rehost_model::conversion::{ConversionRequest, ConversionTarget, RequestedDisk};
 use rehost_model::job::{JobLogEvent, JobLogEventData};
@@ -44,6 +45,9 @@ fn instance_spec(context: &JobContext, planned: &Planned<'_>) -> InstanceSpec {
     tags.extend(planned.tags());
     InstanceSpec {
         volumes: context.work.volumes.clone(),
+        image: None,
+        launch: launch.clone(),
+        private_ip: private_ip(server),
         firmware: firmware(server),
         cpus: server.source_properties.cpus.iter().map(|cpu| cpu.cores).sum::<u64>().max(1),
         ram_bytes: server.source_properties.ram_bytes,
@@ -51,6 +55,17 @@ fn instance_spec(context: &JobContext, planned: &Planned<'_>) -> InstanceSpec {
         start: launch.launch_disposition == LaunchDisposition::Started,
         tags,
     }
+}
+
+/// The source's own address, where the copy is to have it: the first of the primary interface that can be one of a VPC.
+fn private_ip(server: &SourceServer) -> Option<IpAddr> {
+    if !server.internal.launch.copy_private_ip {
+        return None;
+    }
+    let interfaces = &server.source_properties.network_interfaces;
+    let primary = interfaces.iter().find(|i| i.is_primary).or(interfaces.first())?;
+    let addresses = primary.ips.iter().filter_map(|ip| ip.split('/').next()?.parse::<IpAddr>().ok());
+    addresses.into_iter().find(|ip| matches!(ip, IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_link_local()))
 }
 
 /// The firmware that the copy boots with.

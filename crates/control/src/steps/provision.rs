@@ -92,8 +92,17 @@ async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Resul
         Name::BootReplicationServer => boot_replication_server(ports, server).await?,
         Name::AuthenticateWithService => {
             let replicator = replicator::of(ports, server).await?;
-            let authenticated = replicator.last_seen.is_some() && !replicator.addresses.is_empty();
-            outcome(authenticated, "the replication server has not authenticated")
+            let routing = server.internal.replication.settings.data_plane_routing;
+            if replicator.last_seen.is_some() && replicator.addresses_for(routing).is_empty() {
+                let message = format!(
+                    "the replication server {} has no address for the data plane routing {}; let it have a public IP address \
+                     (createPublicIP, or by its subnet), or choose PRIVATE_IP",
+                    replicator.id,
+                    serde_json::to_string(&routing).unwrap_or_default(),
+                );
+                return Err(StepError::new("NoAddress", message));
+            }
+            outcome(replicator.last_seen.is_some(), "the replication server has not authenticated")
         }
         // The software comes with the replication server: it has authenticated with it.
         Name::DownloadReplicationSoftware => Outcome::Skipped,
@@ -140,11 +149,15 @@ async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
             Planned { server: id, kind: ResourceKind::Volume, purpose: Purpose::Staging, job: None, token: &token };
         let mut tags = server.internal.replication.settings.staging_area_tags.clone();
         tags.extend(planned.tags());
-        let disk_settings = server.internal.replication.replicated_disks.get(index);
+        let settings = &server.internal.replication.settings;
+        let chosen = server.internal.replication.replicated_disks.get(index).map(|d| d.staging_disk_type);
         let spec = VolumeSpec {
             size_bytes: disk.size_bytes,
             from_snapshot: None,
-            staging_disk_type: disk_settings.map(|d| d.staging_disk_type).unwrap_or_default(),
+            staging_disk_type: settings.staging_disk_type(chosen.unwrap_or_default(), disk.size_bytes),
+            staging_subnet_id: settings.staging_area_subnet_id.clone(),
+            encryption: settings.ebs_encryption,
+            encryption_key_arn: settings.ebs_encryption_key_arn.clone(),
             tags,
         };
         let volume = ledger::make(ports, &planned, ports.compute.create_volume(&spec, &token)).await?;

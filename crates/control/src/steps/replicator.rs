@@ -125,6 +125,7 @@ async fn new(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepEr
         certificate_serials: Vec::new(),
         last_seen: None,
         addresses: Vec::new(),
+        public_addresses: None,
         assignments: Vec::new(),
         draining: false,
         missed_checks: 0,

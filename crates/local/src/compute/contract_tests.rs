@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rehost_control::PortErrorKind;
 use rehost_control::ports::{ClientToken, Compute, MAX_SNAPSHOT_READ, SnapshotState, Tags, VolumeSpec};
 use rehost_model::ledger::{ResourceKind, SERVER_TAG};
-use rehost_model::settings::StagingDiskType;
+use rehost_model::settings::{EbsEncryption, StagingDiskType};
 use rehost_model::{InstanceId, ServerId, SnapshotId, VolumeId};
 
 use super::tests::compute;
@@ -19,7 +19,15 @@ pub(super) fn tags(server: &ServerId) -> Tags {
 }
 
 pub(super) fn volume(server: &ServerId, size_bytes: u64, from_snapshot: Option<SnapshotId>) -> VolumeSpec {
-    VolumeSpec { size_bytes, from_snapshot, staging_disk_type: StagingDiskType::Auto, tags: tags(server) }
+    VolumeSpec {
+        size_bytes,
+        from_snapshot,
+        staging_disk_type: StagingDiskType::Auto,
+        staging_subnet_id: String::new(),
+        encryption: EbsEncryption::Default,
+        encryption_key_arn: None,
+        tags: tags(server),
+    }
 }
 
 /// Runs every promise.

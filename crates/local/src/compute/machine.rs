@@ -290,7 +290,7 @@ fn described(
     endpoints: BTreeMap<u16, SocketAddr>,
     state_reason: Option<String>,
 ) -> Instance {
-    Instance { id: id.clone(), state, endpoints, state_reason }
+    Instance { id: id.clone(), state, endpoints, private_ip: None, public_ip: None, state_reason }
 }
 
 /// Where the instance's ports can be reached from this host.

@@ -140,7 +140,8 @@ fn source_disk(folder: &Path, firmware: &str) -> PathBuf {
 fn convert(region: &Region, disk: &VolumeId, boot_mode: BootMode) -> ConversionReport {
     let requested = RequestedDisk { serial: disk.nvme_serial(), source_device: Some("/dev/sda".to_owned()) };
     let request = ConversionRequest::new(ConversionTarget::Qemu, boot_mode, vec![requested]);
-    let spec = ConversionSpec { volumes: vec![disk.clone()], request, tags: tags(&ServerId::generate()) };
+    let (staging_subnet_id, tags) = (String::new(), tags(&ServerId::generate()));
+    let spec = ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags };
     let began = Instant::now();
     let id = region.engine.start_conversion(&spec, &token(&["convert"])).unwrap();
     assert_eq!(region.engine.start_conversion(&spec, &token(&["convert"])).unwrap(), id);

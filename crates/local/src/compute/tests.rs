@@ -8,7 +8,7 @@ use rehost_control::PortErrorKind;
 use rehost_control::ports::{ConversionProgress, InstanceSpec, InstanceState};
 use rehost_model::ReplicatorId;
 use rehost_model::conversion::{ConversionRequest, ConversionTarget, RequestedDisk};
-use rehost_model::launch::BootMode;
+use rehost_model::launch::{BootMode, LaunchConfiguration};
 use rehost_model::link::BootFirmware;
 
 use super::contract_tests::{tags, token, volume};
@@ -81,6 +81,9 @@ impl Drop for Region {
 pub(super) fn copy_of(volumes: &[VolumeId]) -> InstanceSpec {
     InstanceSpec {
         volumes: volumes.to_vec(),
+        image: None,
+        launch: LaunchConfiguration::default(),
+        private_ip: None,
         firmware: BootFirmware::Bios,
         cpus: 1,
         ram_bytes: 0,
@@ -316,7 +319,8 @@ fn a_converter_that_is_missing_is_said_and_nothing_stays() {
     let disk = region.volume("disk", 1 << 20);
     let requested = RequestedDisk { serial: disk.nvme_serial(), source_device: Some("/dev/sda".to_owned()) };
     let request = ConversionRequest::new(ConversionTarget::Qemu, BootMode::LegacyBios, vec![requested]);
-    let spec = ConversionSpec { volumes: vec![disk.clone()], request, tags: tags(&ServerId::generate()) };
+    let (staging_subnet_id, tags) = (String::new(), tags(&ServerId::generate()));
+    let spec = ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags };
     let refused = region.engine.start_conversion(&spec, &token(&["c"])).unwrap_err();
     assert!(refused.message.contains("/nonexistent/rehost-converter"), "{refused}");
     assert!(region.left_in("instances").is_empty());

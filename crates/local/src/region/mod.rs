@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rehost_control::authority::{self, Authority};
-use rehost_control::ports::{Clock, Events, Keys, Objects, PortResult, Ports};
+use rehost_control::ports::{Clock, Events, Keys, Objects, Polling, PortResult, Ports};
 use rehost_control::rules::RuledEvents;
 use rehost_control::{PortError, PortErrorKind, jobs, monitor, schedule, steps};
 use rehost_model::region::LOCAL_REGION;
@@ -125,6 +125,7 @@ impl LocalRegion {
             region: LOCAL_REGION.to_owned(),
             account: LOCAL_ACCOUNT.to_owned(),
             replicator_hosts: config.advertised_hosts.clone(),
+            polling: Polling::LOCAL,
         };
         let (home, background) = (home.to_owned(), Mutex::default());
         Ok(Self { home, config, listen, ports, access_keys, authority, engine, compute, background, _lock: lock })
