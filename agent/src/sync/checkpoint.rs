@@ -176,9 +176,6 @@ impl Driver<'_> {
         self.check_disks()?;
         if self.collect_noting() && self.send_pending()? {
             self.schedule.unconfirmed = true;
-            if planted::is("read-before-clear") {
-                self.collect_noting();
-            }
             self.settle_all()?;
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use rehost_model::link::AgentPhase;
 
-use super::{driver::Driver, error::Halt, rescan::Extent};
+use super::{delta::PASS, driver::Driver, error::Halt, rescan::Extent};
 use crate::{planted, tracker::ByteRange};
 
 impl Driver<'_> {
@@ -35,8 +35,11 @@ impl Driver<'_> {
         self.control.board.set_phase(AgentPhase::Rescan);
         self.control.board.begin_pass();
         self.check_disks()?;
+        self.forget_marks(&extent);
         self.pass(&extent)?;
         self.flush()?;
+        // What the comparison sent settles no mark: those are of what was written since it began.
+        self.settle_durable();
         for (place, _) in extent {
             let Some(disk) = self.disks.get_mut(place) else { continue };
             let lineage = disk.lineage;
@@ -46,6 +49,21 @@ impl Driver<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What was written before a comparison begins is found by it: it need not be sent once more for its mark. Nothing is covered
+    /// before the marks go, so that a comparison that is cut off is not mistaken for one that was made.
+    fn forget_marks(&mut self, extent: &Extent) {
+        for (place, _) in extent {
+            let Some(disk) = self.disks.get_mut(*place) else { continue };
+            let whole = ByteRange { offset: 0, length: disk.source.size() };
+            if let Some(tracker) = &mut disk.lease.tracker {
+                tracker.uncover();
+                // Marks that were lost are of before, too.
+                let _ = tracker.collect(PASS);
+                tracker.settle(whole, PASS);
+            }
+        }
     }
 
     /// The disks for which `end` says how far they are to be compared.

@@ -1,7 +1,8 @@
 //! A pass: asks the replicator for digests of everything, compares, and sends what differs.
 //!
-//! Several requests are under way at a time, so that both sides read and digest at once. What differs is read again when
-//! it is sent: nothing needs to be kept, and newer bytes travel rather than older ones.
+//! Several requests are under way at a time, so that both sides read and digest at once. Chunks that differ are gathered, and
+//! then compared once more in finer chunks, as what is marked is: of a chunk of 64 KiB mostly a few blocks did change. For that
+//! they are read again: nothing needs to be kept, and newer bytes travel rather than older ones.
 
 use std::collections::VecDeque;
 
@@ -14,15 +15,25 @@ use super::{
     outbox::Outgoing,
     source::Piece,
 };
+use crate::tracker::ByteRange;
 
 /// Requests under way.
 const PIPELINE: usize = 6;
+/// So many stretches that differ are gathered before they are compared in finer chunks, and sent.
+const GATHERED: usize = 512;
 
 /// A piece whose digests were asked for.
 struct Asked {
     place: usize,
     piece: Piece,
     id: DigestId,
+}
+
+/// Stretches of a disk, given by its place, that differ.
+#[derive(Default)]
+struct Differing {
+    place: usize,
+    ranges: Vec<ByteRange>,
 }
 
 /// What a pass compares: of each disk (given by its place) what is below a limit.
@@ -34,6 +45,7 @@ impl Driver<'_> {
         let mut under_way = VecDeque::new();
         let mut next = (0, 0);
         let mut clean = true;
+        let mut differing = Differing::default();
         loop {
             while under_way.len() < PIPELINE {
                 let Some((place, piece)) = self.next_piece(extent, &mut next) else { break };
@@ -41,9 +53,10 @@ impl Driver<'_> {
                 under_way.push_back(Asked { place, piece, id });
             }
             let Some(asked) = under_way.pop_front() else {
+                self.send_differing(&mut differing)?;
                 return Ok(clean);
             };
-            clean &= self.compare(&asked)?;
+            clean &= self.compare(&asked, &mut differing)?;
         }
     }
 
@@ -71,8 +84,8 @@ impl Driver<'_> {
         Ok(id)
     }
 
-    /// Compares a piece with its answers, and sends what differs; true if nothing does.
-    fn compare(&mut self, asked: &Asked) -> Result<bool, Halt> {
+    /// Compares a piece with its answers, and gathers what differs; true if nothing does.
+    fn compare(&mut self, asked: &Asked, gathered: &mut Differing) -> Result<bool, Halt> {
         let Asked { place, piece, mut id } = *asked;
         let own = self.digest(place, piece)?;
         let end = piece.offset + piece.length;
@@ -83,9 +96,9 @@ impl Driver<'_> {
             answer.check(at, end, DigestChunk::Coarse)?;
             let first = usize::try_from((at - piece.offset) / DIGEST_CHUNK).unwrap_or(usize::MAX);
             let differing = differences(own.as_deref().map(|own| own.get(first..).unwrap_or_default()), &answer.runs);
-            let sent = self.send_differing(place, at, end, &differing)?;
             clean &= differing.is_empty();
-            self.control.board.add_rescanned(place, answer.covered, sent);
+            let bytes = self.gather(gathered, place, (at, end), &differing)?;
+            self.control.board.add_rescanned(place, answer.covered, bytes);
             at += answer.covered;
             if at >= end {
                 return Ok(clean);
@@ -115,19 +128,32 @@ impl Driver<'_> {
         Ok(Some(digests))
     }
 
-    /// Sends ranges of chunks, counted from `base`; returns how many bytes they are.
-    fn send_differing(&mut self, place: usize, base: u64, end: u64, ranges: &[ChunkRange]) -> Result<u64, Halt> {
-        let mut sent = 0;
-        for range in ranges {
-            let mut at = base + range.first * DIGEST_CHUNK;
-            let stop = (at + range.count * DIGEST_CHUNK).min(end);
-            while at < stop {
-                let length = self.send_block(place, at, stop - at, false)?;
-                sent += length;
-                at += length;
-            }
+    /// Adds ranges of chunks, counted from where the stretch begins; returns how many bytes they are.
+    fn gather(
+        &mut self,
+        gathered: &mut Differing,
+        place: usize,
+        (begin, end): (u64, u64),
+        chunks: &[ChunkRange],
+    ) -> Result<u64, Halt> {
+        if gathered.place != place || gathered.ranges.len() >= GATHERED {
+            self.send_differing(gathered)?;
         }
-        Ok(sent)
+        gathered.place = place;
+        let mut bytes = 0;
+        for range in chunks {
+            let offset = begin + range.first * DIGEST_CHUNK;
+            let length = (range.count * DIGEST_CHUNK).min(end - offset);
+            gathered.ranges.push(ByteRange { offset, length });
+            bytes += length;
+        }
+        Ok(bytes)
+    }
+
+    /// Sends of what was gathered the blocks that differ.
+    fn send_differing(&mut self, gathered: &mut Differing) -> Result<(), Halt> {
+        let ranges = std::mem::take(&mut gathered.ranges);
+        self.send_differing_runs(gathered.place, &ranges)
     }
 }
 

@@ -215,6 +215,10 @@ impl DiskTracker for EbpfTracker {
         self.meta.cover(lineage);
     }
 
+    fn uncover(&mut self) {
+        self.meta.uncover();
+    }
+
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.marks.collect(pass);
         self.collect_notes(pass)?;

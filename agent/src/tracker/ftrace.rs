@@ -129,6 +129,10 @@ impl DiskTracker for FtraceTracker {
         self.covered = Some(*lineage);
     }
 
+    fn uncover(&mut self) {
+        self.covered = None;
+    }
+
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.now()?.marks.collect(pass);
         Ok(())

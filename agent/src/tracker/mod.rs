@@ -121,6 +121,9 @@ pub trait DiskTracker: Send {
     /// after this tracker was opened has been made durable.
     fn cover(&mut self, lineage: &Lineage);
 
+    /// From now on it covers nothing: marks may be thrown away.
+    fn uncover(&mut self);
+
     /// Moves every live mark to pending, as collected by `pass`. What is read after this is as new as the mark, or newer.
     ///
     /// # Errors

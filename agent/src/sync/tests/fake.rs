@@ -132,6 +132,10 @@ impl DiskTracker for FakeTracker {
         self.0.marks().covers = Some(*lineage);
     }
 
+    fn uncover(&mut self) {
+        self.0.marks().covers = None;
+    }
+
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         let mut marks = self.0.marks();
         if std::mem::take(&mut marks.lost) {

@@ -12,7 +12,7 @@ use std::{
 use rehost_link::transport::{self, Timeouts};
 use rehost_model::{Epoch, ServerId, VolumeId};
 use rehost_protocol::{
-    AgentMessage, ByteCount, DIGEST_CHUNK, DigestReply, DigestRunsBuilder, DiskIndex, DiskState, ErrorCode,
+    AgentMessage, ByteCount, DigestReply, DigestRunsBuilder, DiskIndex, DiskState, ErrorCode,
     ProtocolVersion, ReplicatorMessage, Welcome,
 };
 
@@ -237,19 +237,11 @@ fn never_content(listener: &std::net::TcpListener, tls: &transport::ServerTls, s
     receiver.establish().unwrap();
     while let Ok(frame) = receiver.receive() {
         match AgentMessage::decode(frame.kind, frame.body).unwrap() {
-            AgentMessage::DigestRequest { id, length, .. } => {
+            AgentMessage::DigestRequest { id, length, chunk, .. } => {
                 let mut runs = DigestRunsBuilder::new();
-                (0..length.0.div_ceil(DIGEST_CHUNK)).for_each(|_| runs.push_digest([255; 16]));
-                let runs = runs.runs(length, rehost_protocol::DigestChunk::Coarse).unwrap();
-                send(
-                    &sender,
-                    &ReplicatorMessage::Digests(DigestReply {
-                        id,
-                        covered: length,
-                        chunk: rehost_protocol::DigestChunk::Coarse,
-                        runs,
-                    }),
-                );
+                (0..length.0.div_ceil(chunk.bytes())).for_each(|_| runs.push_digest([255; 16]));
+                let runs = runs.runs(length, chunk).unwrap();
+                send(&sender, &ReplicatorMessage::Digests(DigestReply { id, covered: length, chunk, runs }));
             }
             AgentMessage::Barrier { seq, .. } => send(&sender, &ReplicatorMessage::Ack { seq }),
             _ => {}

@@ -35,6 +35,9 @@ pub enum TransportError {
     /// The TLS handshake or a record failed.
     #[error("TLS: {0}; both sides need certificates of the same private CA and clocks that agree")]
     Tls(rustls::Error),
+    /// A record is not what was sealed: bytes were changed on their way. Another connection may fare better.
+    #[error("bytes were changed on their way: {0}; if this comes again, something between the two changes what passes")]
+    Damaged(rustls::Error),
     /// A certificate, key or name cannot be used.
     #[error("{what} cannot be used: {reason}")]
     Material {
@@ -59,6 +62,51 @@ impl TransportError {
 
 impl From<rustls::Error> for TransportError {
     fn from(error: rustls::Error) -> Self {
-        Self::Tls(error)
+        if is_damage(&error) { Self::Damaged(error) } else { Self::Tls(error) }
+    }
+}
+
+/// What no certificate and no setting can be the reason of. A hello whose bytes were changed may also look like a peer with other
+/// settings; that cannot be told apart.
+fn is_damage(error: &rustls::Error) -> bool {
+    use rustls::{AlertDescription as Alert, Error};
+    match error {
+        Error::DecryptError
+        | Error::InvalidMessage(_)
+        | Error::InappropriateMessage { .. }
+        | Error::InappropriateHandshakeMessage { .. }
+        | Error::PeerSentOversizedRecord
+        | Error::PeerMisbehaved(_) => true,
+        Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::UnexpectedMessage
+                | Alert::BadRecordMac
+                | Alert::RecordOverflow
+                | Alert::IllegalParameter
+                | Alert::DecodeError
+                | Alert::DecryptError
+                | Alert::MissingExtension
+                | Alert::UnsupportedExtension
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{AlertDescription, CertificateError, Error};
+
+    #[test]
+    fn damage_is_told_from_certificates() {
+        let damage = [Error::DecryptError, Error::AlertReceived(AlertDescription::BadRecordMac)];
+        assert!(damage.into_iter().all(|error| matches!(error.into(), TransportError::Damaged(_))));
+        let refusals = [
+            Error::NoCertificatesPresented,
+            Error::InvalidCertificate(CertificateError::Expired),
+            Error::AlertReceived(AlertDescription::UnknownCA),
+            Error::AlertReceived(AlertDescription::CertificateExpired),
+        ];
+        assert!(refusals.into_iter().all(|error| matches!(error.into(), TransportError::Tls(_))));
     }
 }
