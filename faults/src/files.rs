@@ -27,7 +27,7 @@ const NEWEST: &str = "newest";
 /// Between two writes of the restless block: less than what reading a pass takes.
 const RESTLESS: Duration = Duration::from_micros(120);
 /// More do not fit beside the rest.
-const MOST_RECORDS: usize = 3000;
+const MOST_RECORDS: usize = 1200;
 /// So many other files come and go.
 const OTHERS: u64 = 40;
 
@@ -75,9 +75,9 @@ impl FileWriter {
         ended.into_iter().try_for_each(|ended| ended.map_err(|_| anyhow::anyhow!("a writer panicked"))?)
     }
 
-    /// Bytes of the block that is written again and again: few of them have to travel.
-    pub(crate) fn overwritten_bytes(&self) -> u64 {
-        self.shared.overwritten.load(Ordering::SeqCst) * RECORD as u64
+    /// How often the restless block was overwritten: few of these times it has to travel.
+    pub(crate) fn overwritten(&self) -> u64 {
+        self.shared.overwritten.load(Ordering::SeqCst)
     }
 
     /// How many records a copy of the disk holds: from the first on, without a gap, each with every byte right.
@@ -215,7 +215,9 @@ impl Shared {
                 self.done.store(number, Ordering::SeqCst);
             }
             files.stir(&mut random)?;
-            thread::sleep(Duration::from_micros(3000 + random.below(15_000)));
+            // A run that takes long, on a busy machine, must not run out of records.
+            let pace = 1 + number as u64 / 200;
+            thread::sleep(Duration::from_micros(pace * (3000 + random.below(15_000))));
         }
         Ok(())
     }

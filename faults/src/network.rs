@@ -74,9 +74,9 @@ impl Network {
         *lock(&self.shared.target) = target;
     }
 
-    /// Changes the link, for open connections too.
-    pub(crate) fn set_quality(&self, quality: Quality) {
-        *lock(&self.shared.quality) = quality;
+    /// Changes the link, for open connections too; what it was.
+    pub(crate) fn set_quality(&self, quality: Quality) -> Quality {
+        std::mem::replace(&mut *lock(&self.shared.quality), quality)
     }
 
     /// Ends all connections.

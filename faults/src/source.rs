@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rehost_model::VolumeId;
-use rehost_protocol::DIGEST_CHUNK;
 
 use crate::failure::Outcome;
 use crate::files::FileWriter;
-use crate::history::{BLOCK, History, Write};
+use crate::history::{BLOCK, History};
 use crate::spec::DiskSpec;
 use crate::storage::{Loop, Mount, make_ext4};
 use crate::writer::{Pace, Writer};
 
 const DISKS: usize = 2;
-const DISK_BLOCKS: usize = (12 << 20) / BLOCK;
+const DISK_BLOCKS: usize = (8 << 20) / BLOCK;
 
 /// What is written to the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,31 +121,27 @@ impl Source {
         Ok(())
     }
 
-    /// Bytes written to the disks since they were attached that must travel.
+    /// Bytes written to the disks that must travel, each time that they are written.
     pub(crate) fn written(&self) -> Outcome<u64> {
         match &self.writer {
             Activity::Records(writer) => {
-                Ok(writer.history().writes.iter().map(|write| travels(write, self.loops.is_empty())).sum())
+                Ok(writer.history().writes.iter().map(|write| (write.blocks * BLOCK) as u64).sum())
             }
             Activity::Files(writer) => {
                 let all = self.loops.iter().map(Loop::written_bytes).sum::<Result<u64>>()?;
-                Ok(all.saturating_sub(writer.overwritten_bytes()))
+                Ok(all.saturating_sub(writer.overwritten() * BLOCK as u64))
             }
         }
+    }
+
+    /// How often one block was overwritten, which is not among these bytes.
+    pub(crate) fn overwritten(&self) -> u64 {
+        self.file_writer().map_or(0, FileWriter::overwritten)
     }
 
     /// What the disks are now.
     pub(crate) fn disks(&self) -> Outcome<Vec<Vec<u8>>> {
         self.images.iter().map(|image| Ok(fs::read(image)?)).collect()
-    }
-}
-
-/// Bytes that a write makes travel: itself, or every chunk that it touches where digests of chunks are compared.
-fn travels(write: &Write, by_chunks: bool) -> u64 {
-    let (begin, end) = ((write.block * BLOCK) as u64, ((write.block + write.blocks) * BLOCK) as u64);
-    match by_chunks {
-        true => end.next_multiple_of(DIGEST_CHUNK) - begin / DIGEST_CHUNK * DIGEST_CHUNK,
-        false => end - begin,
     }
 }
 

@@ -111,6 +111,12 @@ impl Home {
         wanted.filter_map(stamp).collect()
     }
 
+    /// The journals.
+    pub(crate) fn journals(&self) -> Vec<JournalFile> {
+        let entries = fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_some_and(|end| end == "journal")).map(JournalFile).collect()
+    }
+
     /// Freezes in a file what the device has at this moment. Nobody may be writing; what the kernel itself writes back meanwhile makes
     /// this try again.
     pub(crate) fn capture(&self) -> Result<Captured> {
@@ -155,6 +161,25 @@ impl Drop for Home {
     fn drop(&mut self) {
         self.mount = None;
         self.device = None;
+    }
+}
+
+/// A replicator's journal; see `docs/journal.md` for its bytes.
+#[derive(Debug)]
+pub(crate) struct JournalFile(pub(crate) PathBuf);
+
+impl JournalFile {
+    /// Where its records begin.
+    pub(crate) const RECORDS: u64 = 4096;
+    /// Where its header ends.
+    pub(crate) const HEADER: u64 = 88;
+    const MARK: u64 = 64;
+
+    /// Bytes of records that are durable.
+    pub(crate) fn durable(&self) -> u64 {
+        let mut mark = [0; 8];
+        let read = File::open(&self.0).and_then(|file| file.read_exact_at(&mut mark, Self::MARK));
+        read.map_or(0, |()| u64::from_be_bytes(mark).saturating_sub(Self::RECORDS))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rehost_model::replication::Consistency;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::NO_WATCHDOG;
@@ -14,21 +15,24 @@ use crate::plan::{Figures, Plan, Setting};
 /// Every freeze lasts this much longer, before and after its work, so that a kill falls into it.
 const STAY: Duration = Duration::from_millis(120);
 /// A freeze may last this long.
-const LIMIT: Duration = Duration::from_millis(1200);
-/// The network stands still for longer than that.
-const STANDSTILL: Duration = Duration::from_millis(1600);
-/// What a busy machine may add to the time-out until a write gets through.
-const SLACK: Duration = Duration::from_secs(6);
+const LIMIT: Duration = Duration::from_millis(1000);
+/// With this the watchdog ends every freeze, however fast the machine is.
+const TOO_LONG: Duration = Duration::from_millis(600);
+/// What a busy machine may add until something is seen that does not wait for anybody.
+const SLACK: Duration = Duration::from_secs(12);
+/// A standing network is noticed only after that.
+const SILENCE: Duration = Duration::from_secs(20);
 
 pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
-    let mut bed = Bed::start(setting, Plan { freeze: LIMIT, ..Plan::files() })?;
+    let mut bed = Bed::start(setting, Plan { freeze: LIMIT, silence: SILENCE, ..Plan::files() })?;
     for _ in 0..=bed.random.below(2) {
         bed.figures.faults += 1;
-        match bed.random.below(8) {
+        match bed.random.below(9) {
             0 | 1 => kill_agent(&mut bed)?,
             2 => stop_agent(&mut bed)?,
             3 => kill_watchdog(&mut bed)?,
             4 => kill_both(&mut bed)?,
+            5 | 6 => thaw_too_early(&mut bed)?,
             _ => stand_still(&mut bed)?,
         }
     }
@@ -40,7 +44,7 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
 fn kill_agent(bed: &mut Bed<'_>) -> Outcome {
     let watchdog = frozen(bed)?;
     let stopped = (bed.setting.planted == Some(NO_WATCHDOG)).then(|| Stopped::now(watchdog)).transpose()?;
-    bed.kill_agent();
+    bed.kill_agent()?;
     thaws(bed)?;
     drop(stopped);
     bed.start_agent()
@@ -55,9 +59,8 @@ fn stop_agent(bed: &mut Bed<'_>) -> Outcome {
     thaws(bed)?;
     drop(stopped);
     drop(agent);
-    // It counts how long its freeze lasted; that was not its fault.
-    bed.kill_agent();
-    bed.start_agent()
+    bed.stay(Duration::ZERO);
+    Ok(())
 }
 
 /// The agent thaws by itself, and has another watchdog before it freezes again.
@@ -76,20 +79,49 @@ fn kill_watchdog(bed: &mut Bed<'_>) -> Outcome {
 fn kill_both(bed: &mut Bed<'_>) -> Outcome {
     let watchdog = frozen(bed)?;
     kill(watchdog, Signal::KILL)?;
-    bed.kill_agent();
+    bed.kill_agent()?;
     pause(Duration::from_millis(bed.random.below(50)))?;
     bed.start_agent()?;
     thaws(bed)
+}
+
+/// The watchdog ends every freeze before the agent does: none of them may count.
+fn thaw_too_early(bed: &mut Bed<'_>) -> Outcome {
+    bed.stay(TOO_LONG);
+    bed.wait("the end of a freeze", |bed| bed.agent_status().filter(|status| !status.frozen))?;
+    bed.checkpoint_and_hold()?;
+    let found = bed.report().map(|report| report.consistency);
+    bed.stay(Duration::ZERO);
+    bed.release();
+    match found {
+        Some(Consistency::Frozen) => {
+            Err(Failure::new(Kind::NotThawed, "a freeze that the watchdog had to end counts as one"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Nothing passes on the network: a freeze must not wait for that.
 fn stand_still(bed: &mut Bed<'_>) -> Outcome {
     just_frozen(bed)?;
     bed.network.stand_still(true);
-    let waited = thaws(bed).and_then(|()| pause(STANDSTILL));
+    let thawed = thaws(bed).and_then(|()| ends(bed));
     bed.network.stand_still(false);
     bed.stay(Duration::ZERO);
-    waited
+    thawed
+}
+
+/// The agent is done with its freeze by itself.
+fn ends(bed: &mut Bed<'_>) -> Outcome {
+    let started = Instant::now();
+    while bed.agent_status().is_none_or(|status| status.frozen) {
+        if started.elapsed() > SLACK {
+            let text = format!("after {:?} the agent is not done with a freeze while nothing passes", started.elapsed());
+            return Err(Failure::new(Kind::NotThawed, text));
+        }
+        pause(Duration::from_millis(2))?;
+    }
+    Ok(())
 }
 
 /// Waits until the filesystem is frozen, and for some moments more; the watchdog's process.

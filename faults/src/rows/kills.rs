@@ -13,7 +13,7 @@ pub(super) fn agent(setting: Setting<'_>) -> Outcome<Figures> {
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
         bed.random_moment()?;
-        bed.kill_agent();
+        bed.kill_agent()?;
         if bed.chance(2) {
             bed.part_and_verify()?;
         }
@@ -27,7 +27,7 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
     for _ in 0..=bed.random.below(2) {
-        if bed.chance(4) {
+        if bed.chance(3) {
             bed.journal_moment()?;
             bed.stop_replicator_somehow()?;
             bed.try_another_key()?;
@@ -35,7 +35,7 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
             stop_at_some_moment(&mut bed)?;
             bed.start_replicator_alone()?;
             bed.verify_reopened()?;
-            bed.connect();
+            bed.connect()?;
         }
     }
     bed.checkpoint()?;
@@ -64,13 +64,13 @@ pub(super) fn both(setting: Setting<'_>) -> Outcome<Figures> {
         }
         let (agent_first, between) = (bed.chance(2), Duration::from_millis(bed.random.below(30)));
         if agent_first {
-            bed.kill_agent();
+            bed.kill_agent()?;
             pause(between)?;
         }
         bed.stop_replicator_somehow()?;
         if !agent_first {
             pause(between)?;
-            bed.kill_agent();
+            bed.kill_agent()?;
         }
         restart_both(&mut bed)?;
     }
@@ -85,7 +85,7 @@ fn restart_both(bed: &mut Bed<'_>) -> Outcome {
     }
     bed.start_replicator_alone()?;
     bed.verify_reopened()?;
-    bed.connect();
+    bed.connect()?;
     if !agent_first {
         bed.start_agent()?;
     }

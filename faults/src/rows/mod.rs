@@ -43,7 +43,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "kill-agent",
         about: "kill -9 of the agent under writes",
         run: kills::agent,
-        planted: &[wrong("skip-last-pass"), wrong("forget-pending-after-restart")],
+        planted: &[wrong("read-before-clear"), wrong("skip-last-pass"), wrong("forget-pending-after-restart")],
     },
     Row {
         name: "kill-replicator",
@@ -67,7 +67,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "network",
         about: "connections cut, refused or half-open; a slow link whose bytes come late and in other pieces",
         run: network::trouble,
-        planted: &[wrong("settle-on-send")],
+        planted: &[wrong("settle-on-send"), Planted { name: "copy-again", kinds: &[Kind::FullSync] }],
     },
     Row {
         name: "stream",
@@ -89,7 +89,6 @@ pub(crate) const ROWS: &[Row] = &[
             not_thawed("no-watchdog"),
             not_thawed("thaw-late"),
             not_thawed("send-while-frozen"),
-            wrong("read-before-clear"),
         ],
     },
 ];

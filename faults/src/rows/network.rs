@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::narrow;
@@ -11,6 +10,7 @@ use crate::failure::Outcome;
 use crate::interrupt::pause;
 use crate::network::{Quality, Way};
 use crate::plan::{Figures, Plan, Setting};
+use crate::storage::JournalFile;
 
 pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
@@ -38,8 +38,7 @@ fn refuse(bed: &mut Bed<'_>) -> Outcome {
     bed.network.set_target(None);
     bed.network.cut();
     pause(Duration::from_millis(bed.random.below(400)))?;
-    bed.connect();
-    Ok(())
+    bed.connect()
 }
 
 /// A link that is slow, or whose bytes come in other pieces than they were sent in; cut in the end, or not.
@@ -56,6 +55,7 @@ fn bad_link(bed: &mut Bed<'_>, delay: Duration, rate: u64, piece: usize) -> Outc
 pub(super) fn stream(setting: Setting<'_>) -> Outcome<Figures> {
     let mut bed = Bed::start(setting, Plan::any(setting.seed))?;
     narrow(&mut bed);
+    bed.compares = true;
     for _ in 0..=bed.random.below(2) {
         match bed.random.below(2) {
             0 => damage_journal(&mut bed)?,
@@ -84,38 +84,37 @@ fn trap(bed: &mut Bed<'_>) -> Outcome {
     Ok(())
 }
 
-/// The journal is cut short or has a wrong bit when the replicator opens it again.
+/// The journal is cut short or has a wrong bit when the replicator opens it again: mostly in what was acknowledged.
 fn damage_journal(bed: &mut Bed<'_>) -> Outcome {
     bed.journal_moment()?;
-    bed.comparisons += 1;
     bed.kill_replicator();
-    for journal in journals(bed)? {
-        let length = fs::metadata(&journal)?.len();
-        let at = bed.random.below(length);
-        let file = File::options().read(true).write(true).open(&journal)?;
-        if bed.chance(3) {
-            file.set_len(at)?;
-        } else {
-            let mut byte = [0];
-            file.read_exact_at(&mut byte, at)?;
-            file.write_all_at(&[byte[0] ^ 0x10], at)?;
+    for journal in bed.home.journals() {
+        let length = fs::metadata(&journal.0)?.len();
+        let records = JournalFile::RECORDS..JournalFile::RECORDS + journal.durable();
+        let within = match bed.random.below(6) {
+            0 => 0..JournalFile::HEADER,
+            1 => 0..length,
+            _ => records,
+        };
+        if !within.is_empty() {
+            let at = within.start + bed.random.below(within.end - within.start);
+            damage(&journal, at, bed.chance(4))?;
         }
-        file.sync_all()?;
     }
     bed.start_replicator_alone()?;
     bed.verify_reopened()?;
-    bed.connect();
-    Ok(())
+    bed.connect()
 }
 
-/// Journals that have something in them.
-fn journals(bed: &Bed<'_>) -> Outcome<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(bed.home.path())? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|end| end == "journal") && entry.metadata()?.len() > 0 {
-            found.push(entry.path());
-        }
+/// Cuts a journal at a byte, or changes a bit of it.
+fn damage(journal: &JournalFile, at: u64, cut: bool) -> Outcome {
+    let file = File::options().read(true).write(true).open(&journal.0)?;
+    if cut {
+        file.set_len(at)?;
+    } else {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x10], at)?;
     }
-    Ok(found)
+    Ok(file.sync_all()?)
 }

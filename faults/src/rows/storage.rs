@@ -20,8 +20,9 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     }
     let mut bed = Bed::start(setting, plan)?;
     narrow(&mut bed);
+    bed.compares = true;
     for _ in 0..=bed.random.below(2) {
-        bed.comparisons += 1;
+        bed.note_differences()?;
         match bed.random.below(4) {
             0 => fill(&mut bed)?,
             1 => lose_agent_state(&mut bed)?,
@@ -62,7 +63,7 @@ fn bad_storage(bed: &mut Bed<'_>) -> Outcome {
     bed.random_moment()?;
     bed.stop_replicator_somehow()?;
     bed.start_replicator_alone()?;
-    bed.connect();
+    bed.connect()?;
     bed.request();
     trouble_shows(bed)?;
     bed.bad_storage = None;
@@ -70,7 +71,7 @@ fn bad_storage(bed: &mut Bed<'_>) -> Outcome {
         bed.stop_replicator_somehow()?;
         bed.start_replicator_alone()?;
         bed.verify_reopened()?;
-        bed.connect();
+        bed.connect()?;
     }
     Ok(())
 }
@@ -87,7 +88,7 @@ fn trouble_shows(bed: &mut Bed<'_>) -> Outcome {
 /// What the agent kept in the kernel is gone when it comes back, and the source was written meanwhile.
 fn lose_agent_state(bed: &mut Bed<'_>) -> Outcome {
     bed.random_moment()?;
-    bed.kill_agent();
+    bed.kill_agent()?;
     bed.lose_pins()?;
     bed.some_writes()?;
     bed.start_agent()
