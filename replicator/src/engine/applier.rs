@@ -1,5 +1,8 @@
 //! Applies what a session has received, in that order: decryption of the next block need not wait for the page cache.
 //!
+//! Blocks that arrive together are handed over together: scattered changes are thousands of small ones, and each hand-over
+//! wakes a thread.
+//!
 //! Commits travel through the same queue, so the committer hears of a barrier when everything before it is applied.
 
 use std::{
@@ -13,19 +16,20 @@ use rehost_protocol::{ByteCount, ByteOffset, DiskIndex};
 
 use super::{
     admission::{Disk, Disks},
+    blocks::Blocks,
     committer::{Commit, Committer, Failure},
     journal::{Journal, Room},
     refusal::Refusal,
     session::{find, send_error},
 };
 
-/// Blocks that may wait to be written; each has a buffer that goes round.
+/// Hand-overs that may wait to be written; each has a buffer that goes round.
 const BUFFERS: usize = 8;
 
 /// What is to be done to the volumes.
 pub(super) enum Operation {
-    /// Bytes of a disk.
-    Write { disk: DiskIndex, offset: ByteOffset, bytes: Vec<u8> },
+    /// Bytes of disks.
+    Write(Blocks),
     /// A range that is zero.
     Zero { disk: DiskIndex, offset: ByteOffset, length: ByteCount },
     /// Everything before it shall be durable.
@@ -37,7 +41,9 @@ pub(super) enum Operation {
 /// Handle of a session's applier, and through it of its committer.
 pub(super) struct Applier {
     queue: Option<mpsc::SyncSender<Operation>>,
-    free: mpsc::Receiver<Vec<u8>>,
+    free: mpsc::Receiver<Blocks>,
+    /// Received, and not handed over yet.
+    gathered: Option<Blocks>,
     failure: Arc<Failure>,
     thread: Option<JoinHandle<()>>,
     /// Something may be queued that changes a volume.
@@ -50,23 +56,52 @@ impl Applier {
         let (put_back, free) = mpsc::channel();
         for _ in 0..BUFFERS {
             // The other end is in this function's hands.
-            let _ = put_back.send(Vec::new());
+            let _ = put_back.send(Blocks::default());
         }
         let failure = committer.failure_slot();
         let worker = Worker { disks, sender, committer, failure: failure.clone(), put_back };
         let thread = thread::Builder::new().name("applier".into()).spawn(move || worker.run(&operations))?;
-        Ok(Self { queue: Some(queue), free, failure, thread: Some(thread), pending: false })
+        Ok(Self { queue: Some(queue), free, gathered: None, failure, thread: Some(thread), pending: false })
     }
 
-    /// A buffer for a block, as soon as one is free. Its contents are those of an earlier block.
-    pub(super) fn buffer(&self) -> Result<Vec<u8>, Refusal> {
-        self.free.recv().map_err(|_| self.ended())
+    /// Takes a block of `length` bytes, which `unpack` appends; it is handed over with those that follow, at [`Self::flush`]
+    /// at the latest. Waits while all buffers are under way.
+    pub(super) fn write(
+        &mut self,
+        (disk, offset): (DiskIndex, ByteOffset),
+        length: usize,
+        unpack: impl FnOnce(&mut Vec<u8>) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        if self.gathered.as_ref().is_some_and(|blocks| !blocks.has_room(length)) {
+            self.flush()?;
+        }
+        let mut blocks = match self.gathered.take() {
+            Some(blocks) => blocks,
+            None => self.free.recv().map_err(|_| self.ended())?,
+        };
+        blocks.add(disk, offset, unpack)?;
+        let full = blocks.is_full();
+        self.gathered = Some(blocks);
+        if full { self.flush() } else { Ok(()) }
     }
 
-    /// Queues an operation; waits while the queue is full.
+    /// Hands over what was gathered: nothing else is here to go with it.
+    pub(super) fn flush(&mut self) -> Result<(), Refusal> {
+        match self.gathered.take() {
+            Some(blocks) => self.queue(Operation::Write(blocks)),
+            None => Ok(()),
+        }
+    }
+
+    /// Queues an operation after everything before it; waits while the queue is full.
     pub(super) fn apply(&mut self, operation: Operation) -> Result<(), Refusal> {
+        self.flush()?;
+        self.queue(operation)
+    }
+
+    fn queue(&mut self, operation: Operation) -> Result<(), Refusal> {
         self.pending |= match &operation {
-            Operation::Write { .. } | Operation::Zero { .. } => true,
+            Operation::Write(_) | Operation::Zero { .. } => true,
             // The journal comes to the volumes.
             Operation::Commit(commit) => commit.checkpoint.is_some(),
             Operation::Applied(_) => false,
@@ -80,6 +115,7 @@ impl Applier {
 
     /// Waits until everything queued is applied, for whoever reads the volumes.
     pub(super) fn wait_until_applied(&mut self) -> Result<(), Refusal> {
+        self.flush()?;
         if self.pending {
             let (done, applied) = mpsc::channel();
             self.apply(Operation::Applied(done))?;
@@ -96,6 +132,8 @@ impl Applier {
 
     /// Applies and commits what is queued, and ends.
     pub(super) fn finish(&mut self) {
+        // A worker that has ended has said why.
+        let _ = self.flush();
         self.queue = None;
         if let Some(thread) = self.thread.take() {
             // A panic of the thread was reported by the panic hook.
@@ -122,7 +160,7 @@ struct Worker {
     sender: Sender,
     committer: Committer,
     failure: Arc<Failure>,
-    put_back: mpsc::Sender<Vec<u8>>,
+    put_back: mpsc::Sender<Blocks>,
 }
 
 impl Worker {
@@ -139,10 +177,13 @@ impl Worker {
 
     fn apply(&self, operation: Operation) -> Result<(), Refusal> {
         match operation {
-            Operation::Write { disk, offset, bytes } => {
-                self.write(find(&self.disks, disk)?, offset, &bytes)?;
+            Operation::Write(mut blocks) => {
+                for (disk, offset, bytes) in blocks.iter() {
+                    self.write(find(&self.disks, disk)?, offset, bytes)?;
+                }
+                blocks.clear();
                 // Nobody takes it any more if the session is over.
-                let _ = self.put_back.send(bytes);
+                let _ = self.put_back.send(blocks);
             }
             Operation::Zero { disk, offset, length } => self.zero(find(&self.disks, disk)?, offset, length)?,
             Operation::Commit(commit) => self.commit(commit)?,

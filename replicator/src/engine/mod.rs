@@ -16,6 +16,7 @@
 mod accept;
 mod admission;
 mod applier;
+mod blocks;
 mod committer;
 mod digests;
 mod hold;

@@ -161,6 +161,12 @@ impl Session {
             if let Some(refusal) = self.applier.failure() {
                 return refusal.into();
             }
+            // Before waiting: what is here is applied meanwhile.
+            if !receiver.has_frame()
+                && let Err(refusal) = self.applier.flush()
+            {
+                return refusal.into();
+            }
         }
     }
 
@@ -189,9 +195,8 @@ impl Session {
         self.wait_until_open()?;
         let disk = find(&self.disks, block.disk)?;
         disk.volume.range(block.offset, ByteCount(block.raw_length.into()))?;
-        let mut bytes = self.applier.buffer()?;
-        self.unpacker.unpack(block, &mut bytes)?;
-        self.applier.apply(Operation::Write { disk: block.disk, offset: block.offset, bytes })?;
+        let (unpacker, length) = (&mut self.unpacker, block.raw_length as usize);
+        self.applier.write((block.disk, block.offset), length, |bytes| unpacker.unpack(block, bytes))?;
         self.received.fetch_add(block.payload.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -278,11 +283,10 @@ struct Unpacker {
 }
 
 impl Unpacker {
-    /// Replaces what is in `target`, which never grows beyond the largest block.
+    /// Appends to `target`.
     fn unpack(&mut self, block: &DataBlock<'_>, target: &mut Vec<u8>) -> Result<(), Refusal> {
         match block.codec {
             BlockCodec::Raw => {
-                target.clear();
                 target.extend_from_slice(block.payload);
                 Ok(())
             }
@@ -299,8 +303,9 @@ impl Unpacker {
             none => none.insert(zstd::bulk::Decompressor::new().map_err(|e| broken(&e.to_string()))?),
         };
         let length = usize::try_from(block.raw_length).unwrap_or(usize::MAX).min(MAX_BLOCK_LENGTH);
-        target.resize(length, 0);
-        let unpacked = zstd.decompress_to_buffer(block.payload, target.as_mut_slice());
+        let start = target.len();
+        target.resize(start + length, 0);
+        let unpacked = zstd.decompress_to_buffer(block.payload, target.get_mut(start..).unwrap_or_default());
         match unpacked {
             Ok(count) if count == length => Ok(()),
             Ok(_) => Err(broken("it is shorter than it says")),

@@ -203,6 +203,12 @@ impl Receiver {
         Ok(Frame { kind: header.kind, body })
     }
 
+    /// Whether [`Receiver::receive`] has something to say without waiting for it: the next frame is here, or what is no frame.
+    #[must_use]
+    pub fn has_frame(&self) -> bool {
+        !matches!(self.buffered_frame(), Ok(None))
+    }
+
     /// Throws away what still arrives, until the peer closes or `limit` has passed. A socket that is closed with unread
     /// bytes resets the connection, and the peer would lose the last thing it was told.
     pub fn drain(&mut self, limit: Duration) {
