@@ -14,10 +14,10 @@ RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
 FAULTS := -p rehost-faults --features planted
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
 
-.PHONY: help build demo test faults bench fmt lint clean
+.PHONY: help build demo test faults bench check-infra deploy fmt lint clean
 
 help: ## Shows this
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 	@echo
 	@echo '  make demo DISK=/path/to.img PROBE=http:80|tcp:22|boot   migrates a disk of your own (it is only read)'
 
@@ -52,6 +52,13 @@ bench: ## Full sync against nbdcopy over TLS, written to bench/out/bench.json
 	scripts/install-deps build bench
 	cargo build --release -p rehost-agent -p rehost-replicator -p rehost-bench
 	cargo run --release -p rehost-bench
+
+check-infra: ## Checks the AWS template, its policies, the state machines and the user data; needs no account
+	scripts/check-infra
+
+deploy: ## Deploys the AWS region (STACK=rehost PARAMETERS='Network=PRIVATE …' YES=1); costs money, docs/aws.md
+	scripts/install-deps build
+	scripts/deploy --stack '$(or $(STACK),rehost)' $(if $(YES),--yes) $(PARAMETERS)
 
 fmt: ## Formats the code
 	cargo fmt --all
