@@ -116,7 +116,8 @@ fn ends(bed: &mut Bed<'_>) -> Outcome {
     let started = Instant::now();
     while bed.agent_status().is_none_or(|status| status.frozen) {
         if started.elapsed() > SLACK {
-            let text = format!("after {:?} the agent is not done with a freeze while nothing passes", started.elapsed());
+            let text =
+                format!("after {:?} the agent is not done with a freeze while nothing passes", started.elapsed());
             return Err(Failure::new(Kind::NotThawed, text));
         }
         pause(Duration::from_millis(2))?;

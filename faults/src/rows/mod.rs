@@ -85,11 +85,7 @@ pub(crate) const ROWS: &[Row] = &[
         name: "kill-freezer",
         about: "kill -9 or stop of the agent, its watchdog or both while a filesystem is frozen",
         run: freezer::trouble,
-        planted: &[
-            not_thawed("no-watchdog"),
-            not_thawed("thaw-late"),
-            not_thawed("send-while-frozen"),
-        ],
+        planted: &[not_thawed("no-watchdog"), not_thawed("thaw-late"), not_thawed("send-while-frozen")],
     },
 ];
 

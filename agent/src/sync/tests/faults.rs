@@ -12,8 +12,8 @@ use std::{
 use rehost_link::transport::{self, Timeouts};
 use rehost_model::{Epoch, ServerId, VolumeId};
 use rehost_protocol::{
-    AgentMessage, ByteCount, DigestReply, DigestRunsBuilder, DiskIndex, DiskState, ErrorCode,
-    ProtocolVersion, ReplicatorMessage, Welcome,
+    AgentMessage, ByteCount, DigestReply, DigestRunsBuilder, DiskIndex, DiskState, ErrorCode, ProtocolVersion,
+    ReplicatorMessage, Welcome,
 };
 
 use super::bed::{Agent, Bed, MIB, Random, TestCa, assert_same_bytes, failure, wait_for};
