@@ -1,6 +1,7 @@
 //! A QEMU machine that plays a source server, or a control of the experiment.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -76,6 +77,9 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// Ports of the guest that are reached from loopback; see [`Machine::port`].
     pub guest_ports: Vec<u16>,
+    /// With an address of this host's loopback network, on which each of the guest's ports is itself; else they are other ports
+    /// of 127.0.0.1.
+    pub address: Option<Ipv4Addr>,
     /// With a second controller, on which disks may be added while the machine runs; see [`Machine::add_disk`].
     pub hot_plug: bool,
 }
@@ -94,6 +98,7 @@ impl MachineSpec {
             cpus: 2,
             memory_mib: 512,
             guest_ports: vec![22, 80, 8022],
+            address: None,
             hot_plug: false,
         }
     }
@@ -134,6 +139,12 @@ impl MachineSpec {
         Self { memory_mib, ..self }
     }
 
+    /// The same machine with these ports, at an address of its own.
+    #[must_use]
+    pub fn reached_at(self, address: Ipv4Addr, ports: &[u16]) -> Self {
+        Self { address: Some(address), guest_ports: ports.to_vec(), ..self }
+    }
+
     /// The same machine with one more disk.
     #[must_use]
     pub fn disk(mut self, disk: &Path) -> Self {
@@ -153,7 +164,8 @@ impl MachineSpec {
     /// When QEMU does not start.
     pub fn start(&self, folder: &Path) -> Result<Machine> {
         fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
-        let ports = self.guest_ports.iter().map(|&guest| Ok((guest, free_port()?))).collect::<Result<Vec<_>>>()?;
+        let host_port = |guest| if self.address.is_some() { Ok(guest) } else { free_port() };
+        let ports = self.guest_ports.iter().map(|&guest| Ok((guest, host_port(guest)?))).collect::<Result<Vec<_>>>()?;
         let mut command = self.command(folder, &ports)?;
         let running = Running::start(&mut command, &folder.join("qemu.log"))?;
         let mut machine = Machine { running, folder: folder.to_owned(), ports };
@@ -188,7 +200,8 @@ impl MachineSpec {
     }
 
     fn netdev(&self, ports: &[(u16, u16)]) -> String {
-        let forwards = ports.iter().map(|(guest, host)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
+        let address = self.address.unwrap_or(Ipv4Addr::LOCALHOST);
+        let forwards = ports.iter().map(|(guest, host)| format!(",hostfwd=tcp:{address}:{host}-:{guest}"));
         format!("user,id=net0,net={}{}", self.subnet, forwards.collect::<String>())
     }
 
