@@ -50,6 +50,25 @@ pub fn http_post(port: u16, path: &str, body: &[u8], patience: Duration) -> Resu
     request(port, &head, body, patience)
 }
 
+/// Sends a request of any method with these headers to `http://127.0.0.1:PORT PATH`.
+///
+/// # Errors
+/// As [`http_get`].
+pub fn http_request(
+    port: u16,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    patience: Duration,
+) -> Result<Answer> {
+    let mut head = format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    request(port, &(head + "\r\n"), body, patience)
+}
+
 /// Asks until the answer is 200, for at most `limit`. A guest's port accepts before the guest listens: silence counts
 /// as not yet.
 ///

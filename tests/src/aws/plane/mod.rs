@@ -152,7 +152,8 @@ impl Hook for Follower {
 fn failure(message: &str) -> Answer {
     let message = message.replace('&', "&amp;").replace('<', "&lt;");
     let error = format!("<Error><Code>InternalError</Code><Message>{message}</Message></Error>");
-    let body = format!("<?xml version=\"1.0\"?><Response><Errors>{error}</Errors><RequestID>plane</RequestID></Response>");
+    let body =
+        format!("<?xml version=\"1.0\"?><Response><Errors>{error}</Errors><RequestID>plane</RequestID></Response>");
     Answer::new(500, "text/xml", body)
 }
 

@@ -318,7 +318,8 @@ impl Inner {
             copy_sparse(snapshot, &disk)?;
             copy.disks.push(disk);
         }
-        let (boot, more) = copy.disks.split_first().ok_or_else(|| Error::Unexpected("the image has no disks".to_owned()))?;
+        let (boot, more) =
+            copy.disks.split_first().ok_or_else(|| Error::Unexpected("the image has no disks".to_owned()))?;
         let spec = more.iter().fold(MachineSpec::target(boot), |spec, disk| spec.disk(disk));
         let spec = spec.firmware(image.firmware).reached_at(loopback(id), &[80]);
         copy.machine = Some(spec.start(&folder)?);
