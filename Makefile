@@ -12,9 +12,10 @@ export CARGO_TERM_PROGRESS_WHEN ?= never
 RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
 # Alone, never with the workspace: the feature would be built into everything else too.
 FAULTS := -p rehost-faults --features planted
+FUNCTION_ZIPS := $(CARGO_TARGET_DIR)/lambda/zips
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
 
-.PHONY: help build demo test faults bench check-infra deploy fmt lint clean
+.PHONY: help build demo aws-demo test faults bench check-infra deploy fmt lint clean
 
 help: ## Shows this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,6 +31,13 @@ demo: ## Migrates a running Debian server, from the agent's installation to the 
 	scripts/install-deps build demo
 	cargo build --release $(PRODUCT) -p rehost-tests --bins
 	DISK='$(DISK)' PROBE='$(PROBE)' $(RELEASE)/demo
+
+aws-demo: ## Migrates a server through the AWS region, on two emulators (FUNCTIONS=/path/to/zips instead of building them)
+	scripts/install-deps build test aws
+	cargo build --release $(PRODUCT)
+	cargo build --release -p rehost-tests --features aws --bin aws-demo
+	$(if $(FUNCTIONS),,scripts/build-functions $(FUNCTION_ZIPS))
+	AWS_DEMO_FUNCTIONS='$(or $(FUNCTIONS),$(FUNCTION_ZIPS))' $(RELEASE)/aws-demo
 
 test: ## Unit, property, contract, fault and end-to-end tests
 	scripts/install-deps build test
@@ -67,6 +75,7 @@ lint: ## Formatting and clippy, warnings as errors
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo clippy $(FAULTS) --all-targets -- -D warnings
+	cargo clippy -p rehost-tests --features aws --all-targets -- -D warnings
 
 clean: ## Removes what was built; the cache of images and tools stays
 	cargo clean
