@@ -1,5 +1,7 @@
 //! One run's source, network, agent and replicator, and what may be asked of them at any moment.
 
+mod travel;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -13,6 +15,7 @@ use rehost_model::{Epoch, ServerId};
 use rehost_tests::random::Random;
 use rehost_tests::{Tmpfs, Workspace};
 
+use self::travel::Flow;
 use crate::child::Role;
 use crate::failure::{Failure, Kind, Outcome};
 use crate::history::BLOCK;
@@ -32,10 +35,6 @@ const OPENING: Duration = Duration::from_secs(1);
 const HOME_BYTES: u64 = 96 << 20;
 /// A link on which the changes of a moment take some tenths of a second; bytes a second.
 const SLOW: u64 = 1 << 20;
-/// Bytes that an acknowledgement has at least.
-const ACKNOWLEDGEMENT: u64 = 32;
-/// A frame that is larger than the window travels alone.
-const MOST_IN_A_FRAME: u64 = 256 << 10;
 /// Everything of a run is in memory, so that flushing costs nothing.
 const MEMORY_MIB: u32 = 1024;
 
@@ -61,7 +60,7 @@ pub(crate) struct Bed<'a> {
     /// The number of the data key, and whether the next replicator is to have another.
     key: u8,
     before: Flow,
-    /// Whether what this row does may cost a comparison, and bytes that such comparisons may find.
+    /// Whether what this row does may cost a comparison, and bytes that the volumes lacked when one could begin.
     pub(crate) compares: bool,
     differing: u64,
     /// Bytes that agents which were killed may have sent in vain, and bytes written until the last of them was.
@@ -83,6 +82,8 @@ impl<'a> Bed<'a> {
         bed.checkpoint()?;
         bed.before = bed.flow()?;
         bed.written_at_kill = bed.before.written;
+        // What was written before the first checkpoint, but is not in it.
+        bed.note_differences()?;
         Ok(bed)
     }
 
@@ -139,7 +140,7 @@ impl<'a> Bed<'a> {
 
     /// Starts the agent, with the checkpoint that was asked for last.
     pub(crate) fn start_agent(&mut self) -> Outcome {
-        self.note_differences()?;
+        self.note_comparison()?;
         let mut agent = Role::start("agent", &self.folder(), &[], &self.planted())?;
         agent.tell(&format!("checkpoint {}", self.epoch));
         self.agent = Some(agent);
@@ -153,9 +154,15 @@ impl<'a> Bed<'a> {
         let mut environment = self.planted();
         environment.extend(self.bad_storage.clone().map(|error| ("REHOST_PLANTED_IO", error)));
         self.replicator = Some(Role::start("replicator", &self.folder(), &arguments, &environment)?);
-        let ready = |bed: &mut Self| bed.replicator_status().filter(|status| status.report.is_some());
-        self.wait("the start of the replicator", ready)?;
-        Ok(())
+        self.wait("the start of the replicator", |bed| {
+            let ready = bed.replicator_status().is_some_and(|status| status.report.is_some());
+            (ready || bed.replicator_stands_still()).then_some(())
+        })
+    }
+
+    /// Whether the replicator has stopped where it was planned to.
+    pub(crate) fn replicator_stands_still(&self) -> bool {
+        self.replicator.as_ref().is_some_and(Role::stands_still)
     }
 
     fn planted(&self) -> Vec<(&'static str, String)> {
@@ -164,7 +171,7 @@ impl<'a> Bed<'a> {
 
     /// Lets the agent in.
     pub(crate) fn connect(&mut self) -> Outcome {
-        self.note_differences()?;
+        self.note_comparison()?;
         let port = self.replicator_status().map(|status| status.port);
         self.network.set_target(port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         Ok(())
@@ -183,7 +190,7 @@ impl<'a> Bed<'a> {
         }
         self.figures.faults += 1;
         let written = self.source.written()?;
-        self.unsettled += written - self.written_at_kill;
+        self.unsettled += written.saturating_sub(self.written_at_kill);
         self.written_at_kill = written;
         Ok(())
     }
@@ -366,52 +373,6 @@ impl<'a> Bed<'a> {
         Ok(())
     }
 
-    fn flow(&self) -> Outcome<Flow> {
-        let (sent, back) = (self.network.passed(Way::Up), self.network.passed(Way::Down));
-        let (written, overwritten) = (self.source.written()?, self.source.overwritten());
-        Ok(Flow { sent, back, sessions: self.network.connections(), written, overwritten })
-    }
-
-    /// If everything is to be compared from now on, this is what will be found: blocks in which disk and volume differ.
-    pub(crate) fn note_differences(&mut self) -> Outcome {
-        if self.compares && self.before.sessions > 0 {
-            let (disks, volumes) = (self.source.disks()?, self.volumes()?);
-            let pairs = disks.iter().zip(&volumes);
-            let blocks = pairs.flat_map(|(disk, volume)| disk.chunks(BLOCK).zip(volume.chunks(BLOCK)));
-            self.differing += (blocks.filter(|(a, b)| a != b).count() * BLOCK) as u64;
-        }
-        Ok(())
-    }
-
-    /// After the first checkpoint travels what was written, once, and
-    /// - what was under way when a session ended;
-    /// - what an agent had sent and not yet crossed off when it was killed: less than what was written since the last one was;
-    /// - what a comparison finds, where one is needed;
-    /// - the block that is overwritten without a pause: once for each pass, which is acknowledged.
-    fn check_sent(&mut self) -> Outcome {
-        let (now, before) = (self.flow()?, self.before);
-        let (sent, sessions, written) =
-            (now.sent - before.sent, now.sessions - before.sessions, now.written - before.written);
-        let under_way = (sessions + 1) * (replicator::WINDOW_BYTES + MOST_IN_A_FRAME);
-        // Frames, TLS and its handshakes, digest requests; and what was written before the first checkpoint, but is not in it.
-        let around = written / 16 + (sessions + 1) * 16_384 + (1 << 20);
-        let passes = (now.back - before.back) / ACKNOWLEDGEMENT;
-        let again = (now.overwritten - before.overwritten).min(passes) * BLOCK as u64;
-        let allowed = written + under_way + self.unsettled + self.differing + again + around;
-        (self.figures.sent, self.figures.allowed) = (sent, allowed);
-        match sent <= allowed {
-            true => Ok(()),
-            false => {
-                let text = format!(
-                    "{sent} bytes were sent for {written} that were written, in {sessions} sessions; besides, {} may have been sent \
-                     twice, and {} found by comparison",
-                    self.unsettled, self.differing
-                );
-                Err(Failure::new(Kind::FullSync, text))
-            }
-        }
-    }
-
     fn note_watchdog(&mut self) {
         self.watchdogs.extend(self.agent_status().map(|status| status.watchdog).filter(|pid| *pid != 0));
     }
@@ -549,20 +510,6 @@ impl<'a> Bed<'a> {
     pub(crate) fn lose_pins(&self) -> Outcome {
         Ok(self.pins.remove()?)
     }
-}
-
-/// What has gone by at one moment.
-#[derive(Debug, Clone, Copy, Default)]
-struct Flow {
-    /// Bytes to the replicator.
-    sent: u64,
-    /// Bytes from it.
-    back: u64,
-    /// Connections.
-    sessions: u64,
-    /// Bytes written to the source, but for those of the block that is overwritten all the time; and how often that was.
-    written: u64,
-    overwritten: u64,
 }
 
 /// What an agent pins for its server; removed on drop.

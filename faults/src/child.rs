@@ -85,8 +85,13 @@ impl<S: DeserializeOwned> Role<S> {
         if let Some(pid) = pid {
             rustix::process::kill_process(pid, rustix::process::Signal::STOP).map_err(std::io::Error::from)?;
         }
-        let still = || Ok(threads_still(self.pid()).then_some(()));
+        let still = || Ok(self.stands_still().then_some(()));
         wait("the standstill of a stopped process", Duration::from_secs(10), still, || self.name.to_owned())
+    }
+
+    /// Whether it is stopped, with all of its threads.
+    pub(crate) fn stands_still(&self) -> bool {
+        threads_still(self.pid())
     }
 
     /// SIGKILL, and reaps it.

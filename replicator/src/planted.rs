@@ -9,7 +9,8 @@
 //! - `no-crc-check`: a record whose tag does not fit is taken as it is, and a torn end as a barrier.
 //!
 //! `REHOST_PLANTED_IO` is `PLACE:ERROR:N` (`journal`, `volume` or `sidecar`; `eio` or
-//! `enospc`): the Nth write of that place fails, and with `N+` every later one, too.
+//! `enospc`): the Nth write of that place fails, and with `N+` every later one, too. With `stop` as the error it does not fail:
+//! before it the whole process is stopped, for whoever wants to end it there.
 
 #[cfg(feature = "planted")]
 mod on {
@@ -26,7 +27,8 @@ mod on {
 
     struct Plan {
         place: String,
-        kind: io::ErrorKind,
+        /// None stops the process.
+        kind: Option<io::ErrorKind>,
         nth: u64,
         lasting: bool,
         seen: AtomicU64,
@@ -37,8 +39,9 @@ mod on {
             let mut parts = text.split(':');
             let place = parts.next()?.to_owned();
             let kind = match parts.next()? {
-                "enospc" => io::ErrorKind::StorageFull,
-                _ => io::ErrorKind::Other,
+                "enospc" => Some(io::ErrorKind::StorageFull),
+                "stop" => None,
+                _ => Some(io::ErrorKind::Other),
             };
             let count = parts.next()?;
             let nth = count.trim_end_matches('+').parse().ok()?;
@@ -53,10 +56,16 @@ mod on {
     pub(crate) fn io(place: &str) -> io::Result<()> {
         let Some(plan) = PLAN.as_ref().filter(|plan| plan.place == place) else { return Ok(()) };
         let seen = plan.seen.fetch_add(1, Ordering::AcqRel) + 1;
-        match seen == plan.nth || (plan.lasting && seen > plan.nth) {
-            true => Err(io::Error::new(plan.kind, "a planted error")),
-            false => Ok(()),
+        match (seen == plan.nth || (plan.lasting && seen > plan.nth), plan.kind) {
+            (true, Some(kind)) => Err(io::Error::new(kind, "a planted error")),
+            (true, None) => stop(),
+            (false, _) => Ok(()),
         }
+    }
+
+    fn stop() -> io::Result<()> {
+        use rustix::process::{Signal, getpid, kill_process};
+        Ok(kill_process(getpid(), Signal::STOP)?)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Processes that are killed, and power that is cut.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::narrow;
 use crate::bed::Bed;
@@ -44,13 +44,32 @@ pub(super) fn replicator(setting: Setting<'_>) -> Outcome<Figures> {
 
 /// As soon as a checkpoint was acknowledged and the volumes are held, while something is made durable, or at any moment.
 fn stop_at_some_moment(bed: &mut Bed<'_>) -> Outcome {
-    match bed.random.below(7) {
+    match bed.random.below(9) {
         0 => bed.checkpoint_and_hold()?,
         1 | 2 => bed.storage_moment()?,
-        3 | 4 => bed.journal_moment()?,
-        _ => bed.random_moment()?,
+        3 => bed.journal_moment()?,
+        4 => bed.random_moment()?,
+        _ => stop_before_a_write(bed)?,
     }
     bed.stop_replicator_somehow()
+}
+
+/// Starts the replicator anew, such that it stops by itself just before it writes or flushes something.
+fn stop_before_a_write(bed: &mut Bed<'_>) -> Outcome {
+    bed.kill_replicator();
+    let (place, most) = match bed.random.below(3) {
+        0 => ("sidecar", 8),
+        1 => ("journal", 24),
+        _ => ("volume", 40),
+    };
+    bed.bad_storage = Some(format!("{place}:stop:{}", 1 + bed.random.below(most)));
+    bed.start_replicator()?;
+    bed.bad_storage = None;
+    bed.request();
+    let started = Instant::now();
+    bed.wait("a stop before a write", |bed| {
+        (bed.replicator_stands_still() || started.elapsed() > Duration::from_millis(2500)).then_some(())
+    })
 }
 
 pub(super) fn both(setting: Setting<'_>) -> Outcome<Figures> {

@@ -22,7 +22,7 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
     narrow(&mut bed);
     bed.compares = true;
     for _ in 0..=bed.random.below(2) {
-        bed.note_differences()?;
+        bed.note_comparison()?;
         match bed.random.below(4) {
             0 => fill(&mut bed)?,
             1 => lose_agent_state(&mut bed)?,

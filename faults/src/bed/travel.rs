@@ -1,0 +1,80 @@
+//! How much has travelled since the first checkpoint, and how much may have: nothing is copied again as a whole.
+
+use super::Bed;
+use crate::failure::{Failure, Kind, Outcome};
+use crate::history::BLOCK;
+use crate::network::Way;
+use crate::role::replicator;
+
+/// Bytes that an acknowledgement has at least.
+const ACKNOWLEDGEMENT: u64 = 32;
+/// A frame that is larger than the window travels alone.
+const MOST_IN_A_FRAME: u64 = 256 << 10;
+
+/// What has gone by at one moment.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Flow {
+    /// Bytes to the replicator.
+    pub(super) sent: u64,
+    /// Bytes from it.
+    pub(super) back: u64,
+    /// Connections.
+    pub(super) sessions: u64,
+    /// Bytes written to the source, but for those of the block that is overwritten all the time; and how often that was.
+    pub(super) written: u64,
+    pub(super) overwritten: u64,
+}
+
+impl Bed<'_> {
+    pub(super) fn flow(&self) -> Outcome<Flow> {
+        let (sent, back) = (self.network.passed(Way::Up), self.network.passed(Way::Down));
+        let (written, overwritten) = (self.source.written()?, self.source.overwritten());
+        Ok(Flow { sent, back, sessions: self.network.connections(), written, overwritten })
+    }
+
+    /// What will be found if everything is to be compared from now on.
+    pub(crate) fn note_comparison(&mut self) -> Outcome {
+        match self.compares {
+            true => self.note_differences(),
+            false => Ok(()),
+        }
+    }
+
+    /// Blocks in which disk and volume differ will travel, whatever is written from now on.
+    pub(super) fn note_differences(&mut self) -> Outcome {
+        let (disks, volumes) = (self.source.disks()?, self.volumes()?);
+        let pairs = disks.iter().zip(&volumes);
+        let blocks = pairs.flat_map(|(disk, volume)| disk.chunks(BLOCK).zip(volume.chunks(BLOCK)));
+        self.differing += (blocks.filter(|(a, b)| a != b).count() * BLOCK) as u64;
+        Ok(())
+    }
+
+    /// After the first checkpoint travels what was written, once, and
+    /// - what was under way when a session ended;
+    /// - what an agent had sent and not yet crossed off when it was killed: less than what was written since the last one was;
+    /// - what the volumes lacked then, and when a comparison began, where one is needed;
+    /// - the block that is overwritten without a pause: once for each pass, which is acknowledged.
+    pub(super) fn check_sent(&mut self) -> Outcome {
+        let (now, before) = (self.flow()?, self.before);
+        let (sent, sessions) = (now.sent - before.sent, now.sessions - before.sessions);
+        let written = now.written.saturating_sub(before.written);
+        let under_way = (sessions + 1) * (replicator::WINDOW_BYTES + MOST_IN_A_FRAME);
+        // Frames, TLS and its handshakes, digest requests.
+        let around = sent / 16 + (sessions + 1) * 16_384 + (1 << 18);
+        let passes = (now.back - before.back) / ACKNOWLEDGEMENT;
+        let again = (now.overwritten - before.overwritten).min(passes) * BLOCK as u64;
+        let allowed = written + under_way + self.unsettled + self.differing + again + around;
+        (self.figures.sent, self.figures.allowed) = (sent, allowed);
+        match sent <= allowed {
+            true => Ok(()),
+            false => {
+                let text = format!(
+                    "{sent} bytes were sent for {written} that were written, in {sessions} sessions; besides, {} may have been sent \
+                     twice, {again} in vain, and {} lacked",
+                    self.unsettled, self.differing
+                );
+                Err(Failure::new(Kind::FullSync, text))
+            }
+        }
+    }
+}
