@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use rehost_link::sigv4::SigningService;
 use rehost_model::launch::Probe;
 
 /// Lifts running Linux servers to another home, disk block by disk block, and proves the copy before anyone depends on it.
@@ -31,6 +32,9 @@ pub(crate) struct Global {
     /// The AWS profile for that service.
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) profile: Option<String>,
+    /// Who checks signatures there: execute-api (API Gateway) or mgn; told from the URL unless it has a name of its own.
+    #[arg(long, global = true, env = "REHOST_SIGNING_SERVICE", value_name = "SERVICE")]
+    pub(crate) signing_service: Option<SigningService>,
     /// Print JSON, in MGN's shapes.
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -1,16 +1,19 @@
 //! The service's API through the official client, and how its errors are told.
 
 mod capture;
+mod endpoint;
 mod servers;
 
 use anyhow::{Context, Result, anyhow};
 use aws_sdk_mgn::Client;
 use aws_sdk_mgn::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_mgn::types::{ChangeServerLifeCycleStateSourceServerLifecycleState as Mark, Job, JobLog};
+use rehost_link::sigv4::SigningService;
 use serde_json::{Value, json};
 
 use crate::target::Target;
 use capture::Bodies;
+use endpoint::GatewayEndpoint;
 
 /// A client of the service at one endpoint.
 pub(crate) struct Mgn {
@@ -53,8 +56,11 @@ impl Mgn {
     /// A client of the target.
     pub(crate) fn new(target: Target) -> Self {
         let bodies = Bodies::default();
-        let config = aws_sdk_mgn::config::Builder::from(&target.config).interceptor(bodies.clone()).build();
-        Self { sdk: Client::from_conf(config), bodies, target }
+        let mut config = aws_sdk_mgn::config::Builder::from(&target.config).interceptor(bodies.clone());
+        if target.scope.service == SigningService::ExecuteApi {
+            config = config.endpoint_resolver(GatewayEndpoint::of(&target));
+        }
+        Self { sdk: Client::from_conf(config.build()), bodies, target }
     }
 
     /// Starts a job; its state right after.

@@ -3,8 +3,6 @@
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow};
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
-use aws_sigv4::sign::v4::SigningParams;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
@@ -12,6 +10,8 @@ use hyper_util::rt::TokioExecutor;
 use rehost_api::settings::{ADD_DISK_PATH, AddDiskRequest, SETTINGS_PATH, SettingsRequest, SettingsResponse};
 use rehost_api::snapshots;
 use rehost_control::snapshots::{TakenSnapshot, Verified};
+use rehost_link::control_client::{ControlClient, ControlError, Proof, Trust};
+use rehost_link::sigv4::sign_json;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,9 +55,30 @@ pub(crate) async fn verify_snapshot(target: &Target, request: &snapshots::Verify
 }
 
 async fn ask<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {
+    if target.endpoint().starts_with("https://") {
+        ask_tls(target, path, request).await
+    } else {
+        ask_plain(target, path, request).await
+    }
+}
+
+/// Over TLS with a certificate of a public authority, as API Gateway has.
+async fn ask_tls<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {
+    let client = ControlClient::new(target.endpoint().parse()?, &Trust::PublicRoots)?;
+    let key = target.access_key().await?;
+    let proof = Proof::AccessKey { key: &key, scope: &target.scope };
+    let answer = client.with_answers_up_to(MAX_ANSWER_BYTES).post(path, request, &proof).await;
+    answer.map_err(|error| match error {
+        ControlError::Refusal { status, code, message } => refusal(&message, code, status),
+        other => target.unreachable(&other.to_string()),
+    })
+}
+
+/// In the clear, as a region of this machine answers on loopback.
+async fn ask_plain<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {
     let endpoint = target.endpoint().trim_end_matches('/');
     if !endpoint.starts_with("http://") {
-        return Err(anyhow!("this is done on the machine of the region only (--home), not at {endpoint}"));
+        return Err(anyhow!("this is asked of a region of rehost only (--home or --endpoint-url), not of {endpoint}"));
     }
     let uri = format!("{endpoint}{path}");
     let request = signed(target, &uri, serde_json::to_vec(request)?).await?;
@@ -69,29 +90,23 @@ async fn ask<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Se
     if status.is_success() {
         return serde_json::from_slice(&body).with_context(|| format!("{uri} does not answer as a region does"));
     }
-    let refusal: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let (message, code) = (refusal["message"].as_str().unwrap_or("no message"), refusal["code"].as_str());
-    Err(anyhow!("{message} ({})", code.unwrap_or(status.as_str())))
+    let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let code = told["code"].as_str().map(str::to_owned);
+    Err(refusal(told["message"].as_str().unwrap_or("no message"), code, status.as_u16()))
+}
+
+fn refusal(message: &str, code: Option<String>, status: u16) -> anyhow::Error {
+    anyhow!("{message} ({})", code.unwrap_or_else(|| status.to_string()))
 }
 
 async fn signed(target: &Target, uri: &str, body: Vec<u8>) -> Result<http::Request<Full<Bytes>>> {
-    let (identity, region) = (target.credentials().await?.into(), target.region());
-    let params = SigningParams::builder()
-        .identity(&identity)
-        .region(&region)
-        .name("mgn")
-        .time(SystemTime::now())
-        .settings(SigningSettings::default())
-        .build()?
-        .into();
-    let headers = [("content-type", "application/json")];
-    let signable = SignableRequest::new("POST", uri, headers.into_iter(), SignableBody::Bytes(&body))?;
-    let (instructions, _) = sign(signable, &params)?.into_parts();
+    let key = target.access_key().await?;
     let mut request = http::Request::post(uri).header("content-type", "application/json");
     if let Some(authority) = uri.parse::<http::Uri>()?.authority() {
         request = request.header("host", authority.as_str());
     }
-    let mut request = request.body(Full::from(body))?;
-    instructions.apply_to_request_http1x(&mut request);
-    Ok(request)
+    for (name, value) in sign_json(&key, &target.scope, "POST", uri, &body, SystemTime::now())? {
+        request = request.header(name, value);
+    }
+    Ok(request.body(Full::from(body))?)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use rehost_api::{AccessKey, ApiState, Permission, StaticKeys};
+use rehost_api::{AccessKey, ApiState, Authentication, Permission, StaticKeys};
 use rehost_local::region::{AccessKeyPair, InitOptions, LocalRegion, OpenOptions, init as make_region};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -109,7 +109,8 @@ fn state(region: &LocalRegion) -> ApiState {
     let keys = StaticKeys::default()
         .with(admin.id.as_str(), key(admin, Permission::Admin))
         .with(installation.id.as_str(), key(installation, Permission::Enrol));
-    ApiState { ports: region.ports.clone(), access_keys: Arc::new(keys), authority: Arc::clone(&region.authority) }
+    let authentication = Authentication::Keys(Arc::new(keys));
+    ApiState { ports: region.ports.clone(), authentication, authority: Arc::clone(&region.authority) }
 }
 
 /// The signals that ask the service to stop.

@@ -1,8 +1,33 @@
-//! The region's access keys, and what each may do.
+//! Who may call: holders of the region's access keys, or whoever the gateway in front of the service let through.
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use rehost_control::ports::PortResult;
 use zeroize::Zeroizing;
+
+/// How callers of MGN's operations and of enrolment are known. Agents and replicators prove themselves with certificates in
+/// either case.
+#[derive(Clone)]
+pub enum Authentication {
+    /// They sign with one of these keys, for the service `mgn`.
+    Keys(Arc<dyn AccessKeys>),
+    /// API Gateway's IAM authoriser stands in front of the service: it checked the signature, and the caller's policies for the
+    /// path. Only the [`GatewayCaller`] in a request's extensions counts.
+    Gateway,
+}
+
+/// Whom API Gateway's IAM authoriser found behind a signature. Put into a request's extensions by whoever receives the
+/// gateway's events; nothing that a client sends ends up there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayCaller {
+    /// The ARN of the IAM user or of the role's session.
+    pub user_arn: String,
+    /// The account of that identity.
+    pub account: String,
+    /// The id of the access key; the secret is not known here.
+    pub access_key: String,
+}
 
 /// What the holder of an access key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

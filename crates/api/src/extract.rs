@@ -12,9 +12,9 @@ use rehost_link::signature::{MAX_CLOCK_SKEW, SignatureError, VerifiedCertificate
 use rehost_model::region::{REPLICATOR_URI, SERVER_URI, VOLUME_URI};
 use serde::de::DeserializeOwned;
 
-use crate::access::Permission;
+use crate::access::{Authentication, Permission};
 use crate::error::{ApiError, Exception};
-use crate::{ApiState, sigv4};
+use crate::{ApiState, gateway, sigv4};
 
 /// No operation takes more.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -25,10 +25,10 @@ const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// How long a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A request signed with a key that may do everything.
+/// A request of somebody who may do everything.
 pub(crate) struct Admin<T>(pub(crate) T);
 
-/// A request signed with any of the region's keys.
+/// A request of somebody who may at least enrol source servers.
 pub(crate) struct Enroller<T>(pub(crate) T);
 
 /// A request signed with a certificate of the region.
@@ -99,8 +99,10 @@ impl<T: DeserializeOwned> FromRequest<ApiState> for Unsigned<T> {
 
 async fn authenticated(request: Request, state: &ApiState) -> Result<(Bytes, Permission), ApiError> {
     let (parts, body) = read(request).await?;
-    let now = state.ports.clock.now();
-    let permission = sigv4::verify(state.access_keys.as_ref(), now, &parts, &body).await?;
+    let permission = match &state.authentication {
+        Authentication::Keys(keys) => sigv4::verify(keys.as_ref(), state.ports.clock.now(), &parts, &body).await?,
+        Authentication::Gateway => gateway::verify(&state.ports.account, &parts)?,
+    };
     Ok((body, permission))
 }
 

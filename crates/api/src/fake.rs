@@ -14,7 +14,7 @@ use rehost_model::settings::ReplicationSettings;
 use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
 use serde_json::Value;
 
-use crate::access::{AccessKey, Permission, StaticKeys};
+use crate::access::{AccessKey, Authentication, Permission, StaticKeys};
 use crate::{ApiState, router};
 
 pub(crate) const ADMIN_KEY: (&str, &str) = ("REHOSTADMINKEY000001", "admin/secret+of-the-region");
@@ -44,11 +44,13 @@ impl Region {
             region: "local".to_owned(),
             account: ACCOUNT.to_owned(),
             replicator_hosts: vec!["127.0.0.1".to_owned()],
+            polling: Polling::LOCAL,
         };
         let keys = StaticKeys::default()
             .with(ADMIN_KEY.0, AccessKey::new(ADMIN_KEY.1, Permission::Admin))
             .with(ENROL_KEY.0, AccessKey::new(ENROL_KEY.1, Permission::Enrol));
-        let state = ApiState { ports, access_keys: Arc::new(keys), authority: authority.clone() };
+        let state =
+            ApiState { ports, authentication: Authentication::Keys(Arc::new(keys)), authority: authority.clone() };
         Self { state, clock, authority }
     }
 

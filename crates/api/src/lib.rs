@@ -1,12 +1,13 @@
 //! The HTTP face of rehost: MGN's operations and the endpoint of agents and replicators.
 //!
-//! [`router`] is the same in a Lambda function and in `rehost serve`; [`serve`] listens. MGN's operations stand at MGN's own
+//! [`router`] is the same in Lambda functions, each of which takes a [`Part`] of it, and in `rehost serve`; [`serve`] listens. MGN's operations stand at MGN's own
 //! paths with its shapes and errors and are signed with SigV4, so that MGN's own clients work. What only rehost has stands
 //! below `/rehost/v1/`; agents and replicators sign there with their certificates.
 
 pub mod access;
 pub mod error;
 mod extract;
+mod gateway;
 mod mgn;
 mod own;
 mod page;
@@ -27,19 +28,59 @@ use rehost_control::authority::Authority;
 use rehost_control::ports::Ports;
 use rehost_model::link;
 
-pub use access::{AccessKey, AccessKeys, Permission, StaticKeys};
+pub use access::{AccessKey, AccessKeys, Authentication, GatewayCaller, Permission, StaticKeys};
 pub use error::{ApiError, Exception};
+pub use sigv4::verify_for as verify_signature;
 
 /// What the handlers work with.
 #[derive(Clone)]
 pub struct ApiState {
     pub ports: Ports,
-    pub access_keys: Arc<dyn AccessKeys>,
+    pub authentication: Authentication,
     pub authority: Arc<Authority>,
+}
+
+/// What belongs together of the API: who may call it differs, and so does the function that serves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Enrolment of source servers.
+    Enrol,
+    /// The calls of agents and replicators, signed with their certificates.
+    Agent,
+    /// MGN's operations and rehost's own, for administrators.
+    Api,
+}
+
+impl Part {
+    fn routes(self) -> Router<ApiState> {
+        match self {
+            Self::Enrol => Router::new().route(link::ENROL_PATH, post(own::enrol)),
+            Self::Agent => agent_routes(),
+            Self::Api => mgn_routes().merge(own_routes()),
+        }
+    }
 }
 
 /// Everything that can be asked of the control plane over HTTP.
 pub fn router(state: ApiState) -> Router {
+    let parts = [Part::Enrol, Part::Agent, Part::Api];
+    finished(parts.into_iter().fold(Router::new(), |all, part| all.merge(part.routes())), state)
+}
+
+/// One part alone: the paths of the others are unknown.
+pub fn router_of(part: Part, state: ApiState) -> Router {
+    finished(part.routes(), state)
+}
+
+fn finished(routes: Router<ApiState>, state: ApiState) -> Router {
+    routes
+        .fallback(unknown_operation)
+        .method_not_allowed_fallback(unknown_operation)
+        .layer(map_response(with_request_id))
+        .with_state(state)
+}
+
+fn mgn_routes() -> Router<ApiState> {
     Router::new()
         .route("/DescribeSourceServers", post(mgn::describe_source_servers))
         .route("/StartTest", post(mgn::start_test))
@@ -58,23 +99,26 @@ pub fn router(state: ApiState) -> Router {
         .route("/UpdateReplicationConfiguration", post(mgn::update_replication_configuration))
         .route("/DescribeJobs", post(mgn::describe_jobs))
         .route("/DescribeJobLogItems", post(mgn::describe_job_log_items))
-        .route(link::ENROL_PATH, post(own::enrol))
-        .route(link::AGENT_POLL_PATH, post(own::agent_poll))
-        .route(link::REPLICATOR_RENEW_PATH, post(own::replicator_renew))
-        .route(link::AGENT_RENEW_PATH, post(own::agent_renew))
-        .route(link::REPLICATOR_ENROL_PATH, post(own::replicator_enrol))
-        .route(link::REPLICATOR_POLL_PATH, post(own::replicator_poll))
-        .route(link::REPLICATOR_MANIFEST_PATH, post(snapshots::manifest))
+}
+
+fn own_routes() -> Router<ApiState> {
+    Router::new()
         .route(snapshots::LIST_PATH, post(snapshots::list))
         .route(snapshots::TAKE_PATH, post(snapshots::take))
         .route(snapshots::STATUS_PATH, post(snapshots::status))
         .route(snapshots::VERIFY_PATH, post(snapshots::verify))
         .route(settings::SETTINGS_PATH, post(own::server_settings))
         .route(settings::ADD_DISK_PATH, post(own::add_disk))
-        .fallback(unknown_operation)
-        .method_not_allowed_fallback(unknown_operation)
-        .layer(map_response(with_request_id))
-        .with_state(state)
+}
+
+fn agent_routes() -> Router<ApiState> {
+    Router::new()
+        .route(link::AGENT_POLL_PATH, post(own::agent_poll))
+        .route(link::AGENT_RENEW_PATH, post(own::agent_renew))
+        .route(link::REPLICATOR_ENROL_PATH, post(own::replicator_enrol))
+        .route(link::REPLICATOR_RENEW_PATH, post(own::replicator_renew))
+        .route(link::REPLICATOR_POLL_PATH, post(own::replicator_poll))
+        .route(link::REPLICATOR_MANIFEST_PATH, post(snapshots::manifest))
 }
 
 async fn unknown_operation(method: Method, uri: Uri) -> ApiError {

@@ -18,6 +18,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::fake::{ADMIN_KEY, ENROL_KEY, Region};
 
+mod gateway;
 mod replication;
 
 struct Answer {

@@ -25,7 +25,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::signature::RequestSigner;
-use crate::sigv4::{self, AccessKey};
+use crate::sigv4::{self, AccessKey, SigningScope};
 
 pub use endpoint::Endpoint;
 pub use error::ControlError;
@@ -49,8 +49,8 @@ pub enum Proof<'a> {
     Nothing,
     /// A signature by the key of a certificate.
     Certificate(&'a RequestSigner),
-    /// A signature by an access key, for a region.
-    AccessKey { key: &'a AccessKey, region: &'a str },
+    /// A signature by an access key, for a service and a region.
+    AccessKey { key: &'a AccessKey, scope: &'a SigningScope },
 }
 
 /// A client of one control plane.
@@ -58,6 +58,7 @@ pub struct ControlClient {
     endpoint: Endpoint,
     connector: TlsConnector,
     server_name: ServerName<'static>,
+    max_answer_bytes: usize,
     kept: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
 
@@ -69,7 +70,13 @@ impl ControlClient {
     pub fn new(endpoint: Endpoint, trust: &Trust) -> Result<Self, ControlError> {
         let connector = TlsConnector::from(Arc::new(trust.client_config()?));
         let server_name = trust.server_name(&endpoint)?;
-        Ok(Self { endpoint, connector, server_name, kept: Mutex::new(None) })
+        Ok(Self { endpoint, connector, server_name, max_answer_bytes: MAX_ANSWER_BYTES, kept: Mutex::new(None) })
+    }
+
+    /// Takes longer answers than agents and replicators ever get.
+    #[must_use]
+    pub fn with_answers_up_to(self, bytes: usize) -> Self {
+        Self { max_answer_bytes: bytes, ..self }
     }
 
     /// Whom this client talks to.
@@ -115,9 +122,9 @@ impl ControlClient {
                 let value = signer.sign("POST", path, body, now())?;
                 Ok(vec![(header::AUTHORIZATION.to_string(), value)])
             }
-            Proof::AccessKey { key, region } => {
+            Proof::AccessKey { key, scope } => {
                 let url = format!("{}{path}", self.endpoint);
-                Ok(sigv4::sign_json(key, region, "POST", &url, body, SystemTime::now())?)
+                Ok(sigv4::sign_json(key, scope, "POST", &url, body, SystemTime::now())?)
             }
         }
     }
@@ -147,7 +154,7 @@ impl ControlClient {
         sender.ready().await.map_err(|e| broken(e.to_string()))?;
         let answer = sender.send_request(request).await.map_err(|e| broken(e.to_string()))?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+        let body = Limited::new(answer.into_body(), self.max_answer_bytes).collect().await;
         Ok((status, body.map_err(|e| broken(e.to_string()))?.to_bytes()))
     }
 

@@ -209,11 +209,12 @@ async fn the_agents_own_client_enrols_and_polls() {
     let (key, csr) = crate::tests::csr();
     let request = crate::tests::enrolment(&csr);
     let stranger = access_key("AKIANOBODY");
-    let refused = Proof::AccessKey { key: &stranger, region: "local" };
+    let scope = rehost_link::sigv4::SigningScope::of("127.0.0.1", "local", None);
+    let refused = Proof::AccessKey { key: &stranger, scope: &scope };
     let error = client.post::<_, EnrolResponse>(ENROL_PATH, &request, &refused).await.err().unwrap();
     assert!(error.is_denied() && error.to_string().contains("AKIANOBODY"), "{error}");
     let installation = access_key(ENROL_KEY.0);
-    let proof = Proof::AccessKey { key: &installation, region: "local" };
+    let proof = Proof::AccessKey { key: &installation, scope: &scope };
     let enrolled: EnrolResponse = client.post(ENROL_PATH, &request, &proof).await.unwrap();
     let certificate = crate::tests::der(&enrolled.issued.certificate);
     let signer = RequestSigner::new(&certificate, &key.serialize_der()).unwrap();
