@@ -1,0 +1,8 @@
+//! The step `ready-for-test` of the state machines.
+
+use rehost_functions::{Error, Function, run};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Error> {
+    run(Function::Step("ready-for-test")).await
+}
