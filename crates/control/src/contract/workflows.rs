@@ -39,16 +39,45 @@ pub trait Tokens: Send + Sync {
 /// # Panics
 /// When the implementation breaks it.
 pub async fn suite(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
+    executions(workflows, machines).await;
+    tasks(workflows, machines, tokens).await;
+    failures_of_tasks(workflows, machines, tokens).await;
+}
+
+/// The part of [`suite`] about executions.
+///
+/// # Panics
+/// When the implementation breaks it.
+pub async fn executions(workflows: &dyn Workflows, machines: Machines<'_>) {
     an_execution_ends_with_its_output(workflows, machines.echo).await;
     a_failure_tells_error_and_cause(workflows, machines.fails).await;
     starting_twice_is_starting_once(workflows, machines).await;
     stopping_aborts_and_is_idempotent(workflows, machines).await;
     what_does_not_exist_is_told(workflows).await;
+}
+
+/// The part about tasks that wait and are reported to have succeeded.
+///
+/// # Panics
+/// When the implementation breaks it.
+pub async fn tasks(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
     a_report_ends_the_task_once(workflows, machines.awaits, tokens).await;
-    a_reported_failure_is_that_of_the_task(workflows, machines.awaits, tokens).await;
-    a_token_dies_with_its_execution(workflows, machines.awaits, tokens).await;
     what_is_no_token_is_refused(workflows).await;
     heartbeats_keep_a_task_waiting(workflows, machines.listens, tokens).await;
+}
+
+/// The part about tasks that fail while they wait.
+///
+/// # Panics
+/// When the implementation breaks it.
+pub async fn failures_of_tasks(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
+    a_reported_failure_is_that_of_the_task(workflows, machines.awaits, tokens).await;
+    a_token_dies_with_its_execution(workflows, machines.awaits, tokens).await;
+}
+
+/// The names of executions begin with their machine's.
+fn named(machine: &str, name: &str) -> ExecutionId {
+    ExecutionId(format!("{machine}-{name}"))
 }
 
 async fn awaiting(
@@ -57,8 +86,8 @@ async fn awaiting(
     name: &str,
     tokens: &dyn Tokens,
 ) -> (ExecutionId, TaskToken) {
-    let id = ExecutionId(name.to_owned());
-    workflows.start(machine, &id, json!({"execution": name})).await.expect("start succeeds");
+    let id = named(machine, name);
+    workflows.start(machine, &id, json!({"execution": id})).await.expect("start succeeds");
     let token = tokens.of(&id).await;
     assert_eq!(workflows.status(&id).await, Ok(Some(ExecutionStatus::Running)), "it waits");
     (id, token)
@@ -134,38 +163,38 @@ async fn end_of(workflows: &dyn Workflows, id: &ExecutionId) -> ExecutionStatus 
 }
 
 async fn an_execution_ends_with_its_output(workflows: &dyn Workflows, echo: &str) {
-    for (name, input) in [("echo-1", json!({"a": [1, null, "x"]})), ("echo-2", Value::Null)] {
-        let id = ExecutionId(name.to_owned());
+    for (name, input) in [("1", json!({"a": [1, null, "x"]})), ("2", Value::Null)] {
+        let id = named(echo, name);
         workflows.start(echo, &id, input.clone()).await.expect("start succeeds");
         assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Succeeded(input));
     }
 }
 
 async fn a_failure_tells_error_and_cause(workflows: &dyn Workflows, fails: &str) {
-    let id = ExecutionId("fails".to_owned());
+    let id = named(fails, "1");
     workflows.start(fails, &id, json!({})).await.expect("start succeeds");
     let failed = ExecutionStatus::Failed { error: "Refused".to_owned(), cause: "as asked".to_owned() };
     assert_eq!(end_of(workflows, &id).await, failed);
 }
 
 async fn starting_twice_is_starting_once(workflows: &dyn Workflows, machines: Machines<'_>) {
-    let id = ExecutionId("twice".to_owned());
+    let id = named(machines.echo, "twice");
     workflows.start(machines.echo, &id, json!(1)).await.expect("start succeeds");
-    workflows.start(machines.fails, &id, json!(2)).await.expect("starting again is a success without effect");
+    workflows.start(machines.echo, &id, json!(2)).await.expect("starting again is a success without effect");
     assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Succeeded(json!(1)));
     workflows.start(machines.echo, &id, json!(3)).await.expect("also when it is over");
     assert_eq!(end_of(workflows, &id).await, ExecutionStatus::Succeeded(json!(1)));
 }
 
 async fn stopping_aborts_and_is_idempotent(workflows: &dyn Workflows, machines: Machines<'_>) {
-    let id = ExecutionId("stopped".to_owned());
+    let id = named(machines.waits, "stopped");
     workflows.start(machines.waits, &id, json!({})).await.expect("start succeeds");
     assert_eq!(workflows.status(&id).await, Ok(Some(ExecutionStatus::Running)));
     for _ in 0..2 {
         workflows.stop(&id, "no longer wanted").await.expect("stop succeeds");
         assert_eq!(workflows.status(&id).await, Ok(Some(ExecutionStatus::Aborted)));
     }
-    let over = ExecutionId("over".to_owned());
+    let over = named(machines.echo, "over");
     workflows.start(machines.echo, &over, json!(1)).await.expect("start succeeds");
     let status = end_of(workflows, &over).await;
     workflows.stop(&over, "too late").await.expect("stopping what is over is a success");
@@ -173,11 +202,11 @@ async fn stopping_aborts_and_is_idempotent(workflows: &dyn Workflows, machines: 
 }
 
 async fn what_does_not_exist_is_told(workflows: &dyn Workflows) {
-    let id = ExecutionId("absent".to_owned());
+    let id = named("absent", "1");
     assert_eq!(workflows.status(&id).await, Ok(None));
     let stopped = workflows.stop(&id, "absent").await.expect_err("there is nothing to stop");
     assert_eq!(stopped.kind, PortErrorKind::NotFound);
-    let started = workflows.start("no-such-machine", &id, json!({})).await.expect_err("there is no such machine");
+    let started = workflows.start("absent", &id, json!({})).await.expect_err("there is no such machine");
     assert_eq!(started.kind, PortErrorKind::NotFound);
     assert_eq!(workflows.status(&id).await, Ok(None));
 }
