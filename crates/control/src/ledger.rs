@@ -2,8 +2,8 @@
 
 use std::future::Future;
 
-use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind, SERVER_TAG};
-use rehost_model::{JobId, ServerId};
+use rehost_model::ledger::{Billed, JOB_TAG, LedgerEntry, Purpose, ResourceKind, SERVER_TAG};
+use rehost_model::{JobId, ServerId, SourceServer};
 
 use crate::ports::{ClientToken, PortResult, Ports, Tags};
 use crate::{PortError, PortErrorKind, repo};
@@ -21,22 +21,20 @@ pub(crate) struct Planned<'a> {
     pub(crate) purpose: Purpose,
     pub(crate) job: Option<&'a JobId>,
     pub(crate) token: &'a ClientToken,
+    pub(crate) billed: Option<Billed>,
 }
 
 impl Planned<'_> {
     /// The tags that the resource must carry.
     pub(crate) fn tags(&self) -> Tags {
-        let purpose = match self.purpose {
-            Purpose::Staging => "staging",
-            Purpose::Conversion => "conversion",
-            Purpose::Test => "test",
-            Purpose::Cutover => "cutover",
-        };
-        Tags::from([
+        let purpose = self.purpose.as_tag();
+        let job = self.job.map(|job| (JOB_TAG.to_owned(), job.to_string()));
+        let of_all = [
             (SERVER_TAG.to_owned(), self.server.to_string()),
             (TOKEN_TAG.to_owned(), self.token.as_str().to_owned()),
             (PURPOSE_TAG.to_owned(), purpose.to_owned()),
-        ])
+        ];
+        of_all.into_iter().chain(job).collect()
     }
 }
 
@@ -77,6 +75,7 @@ async fn plan(ports: &Ports, planned: &Planned<'_>) -> PortResult<()> {
         purpose: planned.purpose,
         job: planned.job.cloned(),
         created: ports.clock.now(),
+        billed: planned.billed.clone(),
     };
     if repo::find::<LedgerEntry>(ports, &key(planned)).await?.is_none() {
         repo::create(ports, &entry).await?;
@@ -98,7 +97,7 @@ fn key(planned: &Planned<'_>) -> String {
 }
 
 /// Deletes resources; several ids are separated by commas.
-async fn delete(ports: &Ports, kind: ResourceKind, ids: &str) -> PortResult<()> {
+pub(crate) async fn delete(ports: &Ports, kind: ResourceKind, ids: &str) -> PortResult<()> {
     for id in ids.split(',').filter(|id| !id.is_empty()) {
         delete_resource(ports, kind, id).await?;
     }
@@ -127,7 +126,24 @@ pub(crate) async fn remove(ports: &Ports, mut entries: Vec<LedgerEntry>) -> Port
 
 /// Strikes an entry out without touching its resource: it is gone, or it belongs to the user from now on.
 pub(crate) async fn strike_out(ports: &Ports, entry: &LedgerEntry) -> PortResult<()> {
-    repo::remove::<LedgerEntry>(ports, &format!("{}/{}", entry.server, entry.token)).await
+    strike_out_share(ports, entry, 1).await
+}
+
+/// As [`strike_out`], for a resource that so many servers have used together.
+pub(crate) async fn strike_out_share(ports: &Ports, entry: &LedgerEntry, servers: usize) -> PortResult<()> {
+    repo::remove::<LedgerEntry>(ports, &format!("{}/{}", entry.server, entry.token)).await?;
+    let (Some(billed), true) = (&entry.billed, entry.resource.is_some()) else { return Ok(()) };
+    let seconds = ports.clock.now().ms_since(entry.created) / 1000 / u64::try_from(servers.max(1)).unwrap_or(1);
+    // After the removal: what is cut off in between is missed and never counted twice.
+    let counted = repo::update(ports, entry.server.as_str(), |server: &mut SourceServer| {
+        let used = server.internal.usage.entry(billed.item.clone()).or_default();
+        *used = used.saturating_add(billed.quantity.saturating_mul(seconds));
+        Ok::<_, PortError>(())
+    });
+    match counted.await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The entry's resources: the one written down, or what carries its token when the answer to the creation was lost.

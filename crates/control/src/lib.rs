@@ -6,6 +6,7 @@
 pub mod authority;
 #[cfg(feature = "contract")]
 pub mod contract;
+pub mod costs;
 mod data_keys;
 pub mod error;
 mod events;
@@ -17,6 +18,7 @@ pub mod monitor;
 mod observe;
 pub mod operations;
 pub mod ports;
+pub mod reaper;
 mod repo;
 pub mod retention;
 pub mod rules;

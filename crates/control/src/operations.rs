@@ -6,14 +6,14 @@ mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rehost_model::job::{InitiatedBy, JobLogItem};
+use rehost_model::job::{InitiatedBy, JobLogItem, JobStatus};
 use rehost_model::lifecycle::{IllegalTransition, LifeCycleCommand, may_archive};
 use rehost_model::replication::DataReplicationState;
 use rehost_model::server::{LaunchRecord, LaunchRecordEntry};
 use rehost_model::{Job, JobId, LifeCycleState, ServerId, SourceServer, Timestamp};
 
 use crate::ports::Ports;
-use crate::{PortError, jobs, observe, repo};
+use crate::{PortError, PortErrorKind, jobs, observe, repo};
 
 pub use disks::add_disk;
 pub use replication::{
@@ -23,6 +23,9 @@ pub use settings::{ReplicationChange, ServerSettings, update_replication_configu
 
 /// The most servers that one job may have (MGN's documented quota).
 pub const MAX_SERVERS_PER_JOB: usize = 200;
+
+/// The most jobs that are not over at a time (MGN's documented quota).
+pub const MAX_JOBS_AT_ONCE: usize = 20;
 
 /// MGN documents 0 to 10000 Mbit/s for `bandwidthThrottling`.
 pub const MAX_BANDWIDTH_MBIT: u64 = 10_000;
@@ -96,7 +99,7 @@ pub async fn describe_source_servers(ports: &Ports, filter: &ServerFilter) -> Op
 /// MGN's `StartTest`: one LAUNCH job for all these servers; each is TESTING when this returns.
 ///
 /// # Errors
-/// `Validation` for an empty, doubled or overlong list; `NotFound`, or `Conflict` when any of the servers is not ready: then
+/// `Validation` for an empty, doubled or overlong list; a port's `Quota` at [`MAX_JOBS_AT_ONCE`]; `NotFound`, or `Conflict` when any of the servers is not ready: then
 /// none was changed.
 pub async fn start_test(ports: &Ports, servers: &[ServerId], tags: BTreeMap<String, String>) -> OperationResult<Job> {
     start_launch(ports, servers, tags, InitiatedBy::StartTest).await
@@ -121,6 +124,7 @@ async fn start_launch(
     initiated_by: InitiatedBy,
 ) -> OperationResult<Job> {
     check_server_list(servers)?;
+    check_job_quota(ports).await?;
     for id in servers {
         let mut server = load_server(ports, id).await?;
         begin_launch(&mut server, initiated_by, &JobId::generate(), ports.clock.now())?;
@@ -282,6 +286,7 @@ pub async fn terminate_target_instances(
     tags: BTreeMap<String, String>,
 ) -> OperationResult<Job> {
     check_server_list(servers)?;
+    check_job_quota(ports).await?;
     for id in servers {
         let server = load_server(ports, id).await?;
         check_idle(&server)?;
@@ -344,6 +349,16 @@ fn check_server_list(servers: &[ServerId]) -> OperationResult<()> {
         return invalid("a server is named twice".to_owned());
     }
     Ok(())
+}
+
+async fn check_job_quota(ports: &Ports) -> OperationResult<()> {
+    let jobs: Vec<Job> = repo::list(ports, "").await?;
+    if jobs.iter().filter(|job| job.status != JobStatus::Completed).count() < MAX_JOBS_AT_ONCE {
+        return Ok(());
+    }
+    let message =
+        format!("{MAX_JOBS_AT_ONCE} jobs are not over yet; wait for one of them, or name more servers in one job");
+    Err(PortError::new(PortErrorKind::Quota, message).into())
 }
 
 fn check_idle(server: &SourceServer) -> OperationResult<()> {

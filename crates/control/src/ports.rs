@@ -40,6 +40,9 @@ pub struct Ports {
     pub polling: Polling,
 }
 
+/// The longest time until something is looked at again for which a step waits; seconds.
+const MAX_PATIENCE_SECONDS: u64 = 300;
+
 /// How often somebody asks again in a region: where nobody pays for a call, more often than where somebody does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Polling {
@@ -57,6 +60,15 @@ impl Polling {
 
     /// Every call is a Lambda invocation, and every further call of a step three transitions of its state machine.
     pub const AWS: Self = Self { idle_ms: 15_000, soon_ms: 2000, step_seconds: 5 };
+
+    /// How long to wait before something is looked at again for which a step has waited for `waited_ms`; seconds, `usual` at least.
+    /// Where calls are paid for, a twentieth of it: what takes days is looked at seldom, and an execution stays below the 25,000
+    /// events that Step Functions keeps of it (a further call of a step is nine).
+    #[must_use]
+    pub fn patience(self, waited_ms: u64, usual: u64) -> u64 {
+        let twentieth = if self.step_seconds == 0 { 0 } else { waited_ms / 20_000 };
+        usual.max(twentieth.min(MAX_PATIENCE_SECONDS)).max(self.step_seconds)
+    }
 }
 
 /// The kinds of items in the store; an item is one aggregate.
@@ -330,7 +342,9 @@ pub trait Compute: Send + Sync {
     /// Undoes [`Self::attach_volume`].
     async fn detach_volume(&self, volume: &VolumeId, replication_server: &InstanceId) -> PortResult<()>;
 
-    /// Takes snapshots of all these volumes at one point, in their order. The caller sees to it that nobody writes to them.
+    /// Takes snapshots of all these volumes at one point, in their order; the volumes are all attached to one replication server, or
+    /// none of them to anything. The caller sees to it that nobody writes to them until this returns; what is written later is
+    /// not in the snapshots, also while they are pending.
     async fn create_snapshots(
         &self,
         volumes: &[VolumeId],
@@ -376,7 +390,7 @@ pub trait Compute: Send + Sync {
         Ok(())
     }
 
-    /// Launches a copy.
+    /// Launches a copy. Launched from an image, its volumes are made with it, carry its tags, and go with it.
     async fn run_instance(&self, spec: &InstanceSpec, token: &ClientToken) -> PortResult<InstanceId>;
 
     /// The instance; `None` when it does not exist (any more).
@@ -388,7 +402,7 @@ pub trait Compute: Send + Sync {
     /// One attempt of a probe, bounded to a few seconds.
     async fn probe(&self, id: &InstanceId, probe: &Probe) -> PortResult<ProbeOutcome>;
 
-    /// Terminates an instance of any kind; its volumes stay.
+    /// Terminates an instance of any kind; its volumes stay, but for those that were made with it.
     async fn terminate_instance(&self, id: &InstanceId) -> PortResult<()>;
 
     /// Every resource with the tag `rehost:server`, of one server if named.
@@ -439,7 +453,8 @@ pub enum TaskOutcome {
 #[async_trait]
 pub trait Workflows: Send + Sync {
     /// Starts an execution of `machine` (`migrate`, `snapshot`, `launch`, `terminate`, `finalize`) named `execution`; a
-    /// success without effect when an execution of that name exists.
+    /// success without effect when an execution of that name exists. The name begins with the machine's, which has no hyphen,
+    /// and a hyphen: so the execution is found by its name alone.
     async fn start(&self, machine: &str, execution: &ExecutionId, input: Value) -> PortResult<()>;
     /// Stops an execution; a success when it is over.
     async fn stop(&self, execution: &ExecutionId, cause: &str) -> PortResult<()>;
@@ -476,6 +491,18 @@ pub trait Clock: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_week_of_waiting_fits_the_history_of_an_execution() {
+        let (mut waited_s, mut calls) = (0, 0);
+        while waited_s < 7 * 24 * 3600 {
+            waited_s += Polling::AWS.patience(waited_s * 1000, 1);
+            calls += 1;
+        }
+        assert!(calls * 9 < 20_000, "{calls}");
+        assert_eq!(Polling::LOCAL.patience(3_600_000, 2), 2);
+        assert_eq!(Polling::AWS.patience(0, 20), 20);
+    }
 
     #[test]
     fn client_tokens_are_stable_short_and_differ() {

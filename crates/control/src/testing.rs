@@ -10,15 +10,17 @@ use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::ledger::ResourceKind;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
+use rehost_model::{
+    ExecutionId, ImageId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId,
+};
 use serde_json::Value;
 
-use crate::PortError;
 use crate::ports::{
-    ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, Instance, InstanceSpec,
-    InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling, PortResult, Ports, ReplicationServerSpec,
-    SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
+    ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, ImageSpec, ImageState,
+    Instance, InstanceSpec, InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling, PortResult, Ports,
+    ReplicationServerSpec, SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
 };
+use crate::{PortError, PortErrorKind};
 
 /// Fails one call, before or after it took effect.
 #[derive(Default)]
@@ -54,6 +56,18 @@ pub(crate) struct World {
     pub(crate) snapshot_bytes: BTreeMap<String, Vec<u8>>,
     pub(crate) conversion_fails: bool,
     pub(crate) probes_fail: bool,
+    /// Snapshots are refused for now so often.
+    pub(crate) throttled_snapshots: usize,
+    /// Copies are launched from images, which takes time, as on EC2.
+    pub(crate) has_images: bool,
+    /// What is pending, and how often it will still be said to be.
+    pub(crate) pending: BTreeMap<String, usize>,
+    /// What becomes of something after it was pending: kinds that fail.
+    pub(crate) fails: BTreeSet<ResourceKind>,
+    /// What was made of what: images of snapshots, instances of images.
+    pub(crate) made_of: BTreeMap<String, Vec<String>>,
+    /// Volumes that were made with an instance.
+    pub(crate) made_with: BTreeMap<String, Vec<String>>,
 }
 
 /// The fake region; every port is it.
@@ -298,15 +312,28 @@ impl Compute for Fake {
         tags: &Tags,
         token: &ClientToken,
     ) -> PortResult<Vec<SnapshotId>> {
+        if self.world().throttled_snapshots > 0 {
+            self.world().throttled_snapshots -= 1;
+            return Err(PortError::new(PortErrorKind::Throttled, "another snapshot of the volume is being made"));
+        }
         let each = |(i, _)| {
             let token = ClientToken::derive(&[token.as_str(), &format!("{i}")]);
-            parsed(self.create(ResourceKind::Snapshot, SnapshotId::generate().to_string(), tags, &token)?)
+            let made = self.create(ResourceKind::Snapshot, SnapshotId::generate().to_string(), tags, &token)?;
+            let mut world = self.world();
+            if world.has_images {
+                world.pending.entry(made.clone()).or_insert(1);
+            }
+            parsed(made)
         };
         volumes.iter().enumerate().map(each).collect()
     }
 
-    async fn snapshot_state(&self, _: &SnapshotId) -> PortResult<SnapshotState> {
-        self.call(|_| Ok(SnapshotState::Completed))
+    async fn snapshot_state(&self, snapshot: &SnapshotId) -> PortResult<SnapshotState> {
+        self.call(|world| match (world.is_pending(snapshot.as_str()), world.fails.contains(&ResourceKind::Snapshot)) {
+            (true, _) => Ok(SnapshotState::Pending),
+            (_, true) => Ok(SnapshotState::Failed),
+            _ => Ok(SnapshotState::Completed),
+        })
     }
 
     async fn read_snapshot(&self, snapshot: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
@@ -318,7 +345,44 @@ impl Compute for Fake {
     }
 
     async fn delete_snapshot(&self, snapshot: &SnapshotId) -> PortResult<()> {
+        if !self.world().users_of(snapshot.as_str()).is_empty() {
+            return Err(PortError::conflict("an image is made of the snapshot"));
+        }
         self.remove(snapshot.as_str())
+    }
+
+    fn launches_from_images(&self) -> bool {
+        self.world().has_images
+    }
+
+    async fn register_image(&self, spec: &ImageSpec, token: &ClientToken) -> PortResult<ImageId> {
+        let image = self.create(ResourceKind::Image, ImageId::generate().to_string(), &spec.tags, token)?;
+        let mut world = self.world();
+        let snapshots = spec.snapshots.iter().map(ToString::to_string).collect();
+        world.made_of.insert(image.clone(), snapshots);
+        world.pending.entry(image.clone()).or_insert(2);
+        parsed(image)
+    }
+
+    async fn image_state(&self, image: &ImageId) -> PortResult<ImageState> {
+        self.call(|world| {
+            let there = world.resources.contains_key(image.as_str());
+            match (there, world.is_pending(image.as_str()), world.fails.contains(&ResourceKind::Image)) {
+                (false, ..) => Err(PortError::not_found("no such image")),
+                (_, true, _) => Ok(ImageState::Pending),
+                (_, _, true) => Ok(ImageState::Failed("as planted".to_owned())),
+                _ => Ok(ImageState::Available),
+            }
+        })
+    }
+
+    async fn deregister_image(&self, image: &ImageId) -> PortResult<()> {
+        {
+            let world = self.world();
+            let unfinished = |id: &String| world.pending.get(id).is_some_and(|left| *left > 0);
+            assert!(!world.users_of(image.as_str()).iter().any(unfinished), "an instance is still made of it");
+        }
+        self.remove(image.as_str())
     }
 
     async fn start_conversion(&self, spec: &ConversionSpec, token: &ClientToken) -> PortResult<InstanceId> {
@@ -335,13 +399,25 @@ impl Compute for Fake {
     }
 
     async fn run_instance(&self, spec: &InstanceSpec, token: &ClientToken) -> PortResult<InstanceId> {
-        parsed(self.create(ResourceKind::Instance, InstanceId::generate().to_string(), &spec.tags, token)?)
+        let has_images = self.world().has_images;
+        assert_eq!((spec.image.is_some(), spec.volumes.is_empty()), (has_images, has_images));
+        let instance = self.create(ResourceKind::Instance, InstanceId::generate().to_string(), &spec.tags, token);
+        // Also when the answer is lost.
+        let made = self.world().tokens.get(token.as_str()).cloned();
+        if let (Some(made), Some(image)) = (made, &spec.image) {
+            self.world().make_with(&made, image, &spec.tags);
+        }
+        parsed(instance?)
     }
 
     async fn instance(&self, id: &InstanceId) -> PortResult<Option<Instance>> {
         self.call(|world| {
             let endpoints = BTreeMap::from([(80, SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)))]);
-            let state = InstanceState::Running;
+            let state = match (world.is_pending(id.as_str()), world.made_with.contains_key(id.as_str())) {
+                (true, _) => InstanceState::Pending,
+                (_, true) if world.fails.contains(&ResourceKind::Instance) => InstanceState::Terminated,
+                _ => InstanceState::Running,
+            };
             let there = world.resources.contains_key(id.as_str());
             let (private_ip, public_ip, state_reason) = (None, None, None);
             Ok(there.then(|| Instance { id: id.clone(), state, endpoints, private_ip, public_ip, state_reason }))
@@ -357,7 +433,13 @@ impl Compute for Fake {
     }
 
     async fn terminate_instance(&self, id: &InstanceId) -> PortResult<()> {
-        self.remove(id.as_str())
+        self.call(|world| {
+            world.resources.remove(id.as_str());
+            for volume in world.made_with.remove(id.as_str()).unwrap_or_default() {
+                world.resources.remove(&volume);
+            }
+            Ok(())
+        })
     }
 
     async fn tagged_resources(&self, server: Option<&ServerId>) -> PortResult<Vec<TaggedResource>> {
@@ -374,6 +456,36 @@ impl Compute for Fake {
 }
 
 impl World {
+    /// The volumes of an instance that was launched from an image; once.
+    fn make_with(&mut self, instance: &str, image: &ImageId, tags: &Tags) {
+        if self.made_with.contains_key(instance) || !self.resources.contains_key(instance) {
+            return;
+        }
+        let disks = self.made_of.get(image.as_str()).map_or(0, Vec::len);
+        let volumes: Vec<String> = (0..disks).map(|_| VolumeId::generate().to_string()).collect();
+        for volume in &volumes {
+            self.resources.insert(volume.clone(), (ResourceKind::Volume, tags.clone()));
+        }
+        self.made_of.insert(instance.to_owned(), vec![image.to_string()]);
+        self.made_with.insert(instance.to_owned(), volumes);
+        self.pending.insert(instance.to_owned(), 2);
+    }
+
+    /// Whether it is still being made; asked once more.
+    fn is_pending(&mut self, id: &str) -> bool {
+        let left = self.pending.get_mut(id).filter(|left| **left > 0);
+        left.is_some_and(|left| {
+            *left -= 1;
+            true
+        })
+    }
+
+    /// What is made of it and is there.
+    fn users_of(&self, id: &str) -> Vec<String> {
+        let of_it = self.made_of.iter().filter(|(_, of)| of.iter().any(|o| o == id)).map(|(user, _)| user);
+        of_it.filter(|user| self.resources.contains_key(*user)).cloned().collect()
+    }
+
     /// Resources by kind and purpose, without their random ids: what two runs can be compared by.
     pub(crate) fn inventory(&self) -> BTreeSet<(ResourceKind, Option<String>)> {
         self.resources.values().map(|(kind, tags)| (*kind, tags.get(crate::ledger::PURPOSE_TAG).cloned())).collect()

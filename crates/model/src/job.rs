@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::launch::LaunchedInstance;
 use crate::lifecycle::LifeCycleState;
-use crate::{InstanceId, JobId, ServerId, SnapshotId, Timestamp, VolumeId};
+use crate::{ImageId, InstanceId, JobId, ServerId, SnapshotId, Timestamp, VolumeId};
 
 /// A job and its log: one aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +135,14 @@ pub struct LaunchWork {
     pub conversion_server: Option<InstanceId>,
     #[serde(default)]
     pub conversion_done: bool,
+    /// Since when an image is made of them, where copies are launched from images.
+    #[serde(default)]
+    pub image_began: Option<Timestamp>,
+    /// Snapshots of the converted volumes, of which the image is made.
+    #[serde(default)]
+    pub image_snapshots: Vec<SnapshotId>,
+    #[serde(default)]
+    pub image: Option<ImageId>,
     #[serde(default)]
     pub instance: Option<InstanceId>,
     #[serde(default)]
@@ -163,6 +171,9 @@ impl LaunchWork {
             volumes: Vec::new(),
             conversion_server: None,
             conversion_done: false,
+            image_began: None,
+            image_snapshots: Vec::new(),
+            image: None,
             instance: None,
             launched_at: None,
             replaces: None,

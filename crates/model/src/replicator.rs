@@ -29,6 +29,9 @@ pub struct ReplicationServer {
     pub assignments: Vec<Assignment>,
     /// No new disks: it is about to be replaced or to go.
     pub draining: bool,
+    /// When its machine was launched.
+    #[serde(default)]
+    pub launched_at: Option<Timestamp>,
     /// How often in a row it was looked for and had not reported.
     #[serde(default)]
     pub missed_checks: u32,
@@ -59,7 +62,8 @@ pub struct Assignment {
     pub volume: VolumeId,
     /// Bytes.
     pub size_bytes: u64,
-    /// Where the replication server finds the volume: a path, or `nvme-serial:vol…` on EC2.
+    /// Where the replication server finds the volume: a path, or `nvme:vol…` with the serial number of
+    /// its NVMe disk, as on EC2.
     pub location: String,
     /// The first copy was complete once, perhaps on another replication server: what this one has no record of is compared,
     /// and not copied again.
@@ -92,6 +96,7 @@ mod tests {
             public_addresses: None,
             assignments: (0..assigned).map(|_| assignment()).collect(),
             draining: false,
+            launched_at: None,
             missed_checks: 0,
         };
         (replicator, server)

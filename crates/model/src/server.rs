@@ -234,6 +234,9 @@ pub struct ServerInternals {
     /// Whether disks that the source gets are replicated without being asked for.
     #[serde(default)]
     pub auto_add_disks: bool,
+    /// What was paid for resources that are gone: quantity times seconds, by the item of the price table.
+    #[serde(default)]
+    pub usage: BTreeMap<String, u64>,
 }
 
 /// A disk of the source and the staging volume behind it.

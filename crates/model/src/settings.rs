@@ -47,7 +47,13 @@ pub struct ReplicationSettings {
     pub staging_area_tags: BTreeMap<String, String>,
     pub snapshot_schedule: SnapshotSchedule,
     pub retention: Retention,
+    /// After so many days a replication server is replaced, so that it runs what is current; 0: never. Of servers that share one, the
+    /// least counts.
+    pub replication_server_rotation_days: u64,
 }
+
+/// The longest time after which a replication server is replaced; days.
+pub const MAX_ROTATION_DAYS: u64 = 365;
 
 impl ReplicationSettings {
     /// The type of a staging disk of so many bytes for which `chosen` was set; never [`StagingDiskType::Auto`].
@@ -119,6 +125,7 @@ impl Default for ReplicationSettings {
             staging_area_tags: BTreeMap::new(),
             snapshot_schedule: SnapshotSchedule::default(),
             retention: Retention::default(),
+            replication_server_rotation_days: 30,
         }
     }
 }

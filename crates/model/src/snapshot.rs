@@ -72,7 +72,8 @@ pub enum SnapshotSetState {
     Requested,
     /// The snapshots were asked of the region; they do not count yet.
     Pending,
-    /// The snapshots are complete and the hold is to end; they count once the replicator says that it lasted until now.
+    /// The snapshots were taken and the hold is to end; they count once the replicator says that it lasted until it was released,
+    /// and they are complete.
     Confirming,
     /// Complete, and the hold lasted until it was: a copy may be launched from it.
     Launchable,

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use rehost_model::launch::{BootMode, Probe};
+use rehost_model::launch::{BootMode, LaunchConfiguration, Probe, RightSizing};
 use rehost_model::settings::{
-    DataPlaneRouting, EbsEncryption, LargeStagingDiskType, MAX_KEPT, MAX_SNAPSHOT_MINUTES, MigrationPolicy,
-    ReplicatedDiskSettings, ReplicationConfiguration, Retention, SnapshotSchedule,
+    DataPlaneRouting, EbsEncryption, LargeStagingDiskType, MAX_KEPT, MAX_ROTATION_DAYS, MAX_SNAPSHOT_MINUTES,
+    MigrationPolicy, ReplicatedDiskSettings, ReplicationConfiguration, Retention, SnapshotSchedule,
 };
 use rehost_model::{SecurityGroupId, ServerId, SourceServer};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,14 @@ pub struct ServerSettings {
     pub auto_add_disks: Option<bool>,
     pub snapshot_schedule: Option<SnapshotSchedule>,
     pub retention: Option<Retention>,
+    /// The EC2 launch template of the copy; an empty text takes it away.
+    #[serde(rename = "ec2LaunchTemplateID")]
+    pub ec2_launch_template_id: Option<String>,
+    /// Whether the copy gets the source's private address.
+    pub copy_private_ip: Option<bool>,
+    pub target_instance_type_right_sizing_method: Option<RightSizing>,
+    /// After so many days the replication server is replaced; 0: never.
+    pub replication_server_rotation_days: Option<u64>,
 }
 
 impl ServerSettings {
@@ -62,6 +70,10 @@ impl ServerSettings {
             auto_add_disks: Some(internal.auto_add_disks),
             snapshot_schedule: Some(internal.replication.settings.snapshot_schedule),
             retention: Some(internal.replication.settings.retention),
+            ec2_launch_template_id: Some(internal.launch.ec2_launch_template_id.clone().unwrap_or_default()),
+            copy_private_ip: Some(internal.launch.copy_private_ip),
+            target_instance_type_right_sizing_method: Some(internal.launch.target_instance_type_right_sizing_method),
+            replication_server_rotation_days: Some(internal.replication.settings.replication_server_rotation_days),
         }
     }
 }
@@ -101,6 +113,12 @@ pub async fn update_server_settings(
     {
         return out_of_range("retention", "keepLast must be 1 to 1000, hourly and daily 0 to 1000");
     }
+    if settings.ec2_launch_template_id.as_deref().is_some_and(|id| !id.is_empty() && !is_launch_template(id)) {
+        return out_of_range("ec2LaunchTemplateID", "must be a launch template's id, such as lt-0123456789abcdef0");
+    }
+    if settings.replication_server_rotation_days.is_some_and(|days| days > MAX_ROTATION_DAYS) {
+        return out_of_range("replicationServerRotationDays", "must be 0 (never) to 365 days");
+    }
     let changed = repo::update_server(ports, id, |server| {
         apply_settings(server, settings);
         Ok::<_, OperationError>(())
@@ -130,10 +148,28 @@ fn apply_settings(server: &mut SourceServer, settings: &ServerSettings) {
     replication.retention = settings.retention.unwrap_or(replication.retention);
     internal.launch.quiesce = settings.quiesce.unwrap_or(internal.launch.quiesce);
     internal.auto_add_disks = settings.auto_add_disks.unwrap_or(internal.auto_add_disks);
+    let days = settings.replication_server_rotation_days;
+    replication.replication_server_rotation_days = days.unwrap_or(replication.replication_server_rotation_days);
+    apply_launch_settings(&mut internal.launch, settings);
     let checkpoints = &mut internal.checkpoints;
     checkpoints.interval_ms = settings.checkpoint_interval_ms.unwrap_or(checkpoints.interval_ms);
     checkpoints.max_freeze_ms = settings.max_freeze_ms.unwrap_or(checkpoints.max_freeze_ms);
     checkpoints.hook_timeout_ms = settings.hook_timeout_ms.unwrap_or(checkpoints.hook_timeout_ms);
+}
+
+fn apply_launch_settings(launch: &mut LaunchConfiguration, settings: &ServerSettings) {
+    if let Some(id) = &settings.ec2_launch_template_id {
+        launch.ec2_launch_template_id = Some(id.clone()).filter(|id| !id.is_empty());
+    }
+    launch.copy_private_ip = settings.copy_private_ip.unwrap_or(launch.copy_private_ip);
+    let sizing = settings.target_instance_type_right_sizing_method;
+    launch.target_instance_type_right_sizing_method = sizing.unwrap_or(launch.target_instance_type_right_sizing_method);
+}
+
+/// EC2's form: `lt-` and 8 or 17 hexadecimal digits.
+fn is_launch_template(id: &str) -> bool {
+    let digits = id.strip_prefix("lt-").unwrap_or_default();
+    matches!(digits.len(), 8 | 17) && digits.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
 
 fn check_bandwidth(mbit: Option<u64>) -> OperationResult<()> {

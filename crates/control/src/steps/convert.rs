@@ -2,7 +2,8 @@
 
 use rehost_model::conversion::ConversionReport;
 use rehost_model::job::{JobLogEvent, JobLogEventData};
-use rehost_model::ledger::{Purpose, ResourceKind};
+use rehost_model::ledger::{Billed, Purpose, ResourceKind};
+use rehost_model::settings::StagingDiskType;
 use rehost_model::{InstanceId, SnapshotId, VolumeId};
 
 use super::{Answer, JobContext, State, StepError, done, in_progress};
@@ -38,15 +39,18 @@ async fn clone_volumes(
     }
     context.record(ports, Some((JobLogEvent::SnapshotEnd, context.event_data())), |_| {}).await?;
     let settings = &context.server.internal.replication.settings;
+    // Where they only serve to make an image they go once the copy is there.
+    let purpose = if ports.compute.launches_from_images() { Purpose::Conversion } else { context.purpose() };
     let mut volumes = Vec::new();
     for (index, (snapshot, disk)) in snapshots.iter().zip(&context.server.internal.staging).enumerate() {
         let token = ClientToken::derive(&[job.as_str(), server.as_str(), "disk", &index.to_string()]);
-        let planned =
-            Planned { server, kind: ResourceKind::Volume, purpose: context.purpose(), job: Some(job), token: &token };
+        let staging_disk_type = StagingDiskType::Gp3;
+        let billed = Some(Billed::volume(staging_disk_type, disk.size_bytes));
+        let planned = Planned { server, kind: ResourceKind::Volume, purpose, job: Some(job), token: &token, billed };
         let spec = VolumeSpec {
             size_bytes: disk.size_bytes,
             from_snapshot: Some(snapshot.clone()),
-            staging_disk_type: rehost_model::settings::StagingDiskType::Gp3,
+            staging_disk_type,
             staging_subnet_id: settings.staging_area_subnet_id.clone(),
             encryption: settings.ebs_encryption,
             encryption_key_arn: settings.ebs_encryption_key_arn.clone(),
@@ -69,8 +73,8 @@ async fn start(ports: &Ports, context: &JobContext, volumes: Vec<VolumeId>) -> R
     }
     let (job, server) = (&context.job.job_id, &context.server.source_server_id);
     let token = ClientToken::derive(&[job.as_str(), server.as_str(), "convert"]);
-    let planned =
-        Planned { server, kind: ResourceKind::Instance, purpose: Purpose::Conversion, job: Some(job), token: &token };
+    let (kind, purpose) = (ResourceKind::Instance, Purpose::Conversion);
+    let planned = Planned { server, kind, purpose, job: Some(job), token: &token, billed: None };
     let request = super::launch::conversion_request(ports, &context.server, &volumes);
     let staging_subnet_id = context.server.internal.replication.settings.staging_area_subnet_id.clone();
     let spec = ConversionSpec { volumes, request, staging_subnet_id, tags: planned.tags() };
@@ -117,7 +121,8 @@ async fn failed(
 async fn remove_conversion_server(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
     let entries = ledger::entries(ports, &context.server.source_server_id).await?;
     let mine = |e: &rehost_model::ledger::LedgerEntry| {
-        e.purpose == Purpose::Conversion && e.job.as_ref() == Some(&context.job.job_id)
+        let server = e.purpose == Purpose::Conversion && e.kind == ResourceKind::Instance;
+        server && e.job.as_ref() == Some(&context.job.job_id)
     };
     Ok(ledger::remove(ports, entries.into_iter().filter(mine).collect()).await?)
 }

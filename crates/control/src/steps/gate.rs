@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 
 use rehost_model::LifeCycleState;
-use rehost_model::replication::DataReplicationState;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, State, in_progress};
-use crate::operations;
+use crate::PortErrorKind;
+use crate::operations::{self, OperationError};
 use crate::ports::Ports;
+
+/// How long a gate waits for its turn until it looks again; seconds.
+const TURN_SECONDS: u64 = 30;
 
 /// The gates, in the order of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -39,10 +42,6 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     if !open || server.life_cycle.state != from || server.internal.disconnect_requested && gate != Gate::Archive {
         return Ok(json!({"status": "CLOSED"}));
     }
-    let replicates = server.data_replication_info.data_replication_state != DataReplicationState::Disconnected;
-    if gate == Gate::Archive && replicates {
-        return in_progress(2);
-    }
     pass(ports, gate, &server).await
 }
 
@@ -58,21 +57,21 @@ fn already_passed(gate: Gate, server: &rehost_model::SourceServer) -> Option<reh
 async fn pass(ports: &Ports, gate: Gate, server: &rehost_model::SourceServer) -> Answer {
     let id = &server.source_server_id;
     let servers = std::slice::from_ref(id);
-    let job = match gate {
-        Gate::Test => Some(operations::start_test(ports, servers, BTreeMap::new()).await?.job_id),
-        Gate::Cutover => Some(operations::start_cutover(ports, servers, BTreeMap::new()).await?.job_id),
+    let job = |job: rehost_model::Job| Some(job.job_id);
+    let passed = match gate {
+        Gate::Test => operations::start_test(ports, servers, BTreeMap::new()).await.map(job),
+        Gate::Cutover => operations::start_cutover(ports, servers, BTreeMap::new()).await.map(job),
         Gate::ReadyForCutover => {
-            operations::change_server_life_cycle_state(ports, id, LifeCycleState::ReadyForCutover).await?;
-            None
+            let target = LifeCycleState::ReadyForCutover;
+            operations::change_server_life_cycle_state(ports, id, target).await.map(|_| None)
         }
-        Gate::Finalize => {
-            operations::finalize_cutover(ports, id).await?;
-            None
-        }
-        Gate::Archive => {
-            operations::mark_as_archived(ports, id).await?;
-            None
-        }
+        Gate::Finalize => operations::finalize_cutover(ports, id).await.map(|_| None),
+        // A step of its own does that, when it can be done.
+        Gate::Archive => Ok(None),
     };
-    Ok(json!({"status": "OPEN", "jobID": job}))
+    match passed {
+        // So many jobs are at work that this one has to wait for its turn.
+        Err(OperationError::Port(error)) if error.kind == PortErrorKind::Quota => in_progress(TURN_SECONDS),
+        passed => Ok(json!({"status": "OPEN", "jobID": passed?})),
+    }
 }

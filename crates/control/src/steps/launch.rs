@@ -1,4 +1,11 @@
-//! Launches the copy from its converted volumes.
+//! Launches the copy: from its converted volumes, or from an image of them where the region cannot do that.
+//!
+//! ```text
+//! converted volumes ─▶ snapshots ─▶ image ─▶ instance ─▶ (the instance has volumes of its own) ─▶ image, snapshots, volumes go
+//! ```
+//! Each arrow may take minutes, so the step answers IN_PROGRESS and begins again with what the job has written down.
+
+mod image;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,20 +17,41 @@ use rehost_model::ledger::ResourceKind;
 use rehost_model::link::BootFirmware;
 use rehost_model::region::LOCAL_REGION;
 use rehost_model::server::StagingDisk;
-use rehost_model::{InstanceId, SourceServer, VolumeId};
+use rehost_model::{ImageId, InstanceId, SourceServer, VolumeId};
 
-use super::{Answer, JobContext, State, StepError, done};
+use super::{Answer, JobContext, State, StepError, done, in_progress};
 use crate::ledger::{self, Planned};
 use crate::ports::{ClientToken, InstanceSpec, Ports};
 use crate::repo;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let context = JobContext::load(ports, state).await?;
+    if !ports.compute.launches_from_images() {
+        launch(ports, &context, None).await?;
+        return done();
+    }
+    let instance = match &context.work.instance {
+        Some(instance) => instance.clone(),
+        None => match image::make(ports, &context).await? {
+            Some(image) => launch(ports, &context, Some(image)).await?,
+            None => return in_progress(image::patience(ports, &context)),
+        },
+    };
+    if image::is_needed(ports, &context, &instance).await? {
+        return in_progress(image::patience(ports, &context));
+    }
+    image::remove(ports, &context).await?;
+    // Its addresses are known by now.
+    show_instance(ports, &context, &instance).await?;
+    done()
+}
+
+async fn launch(ports: &Ports, context: &JobContext, image: Option<ImageId>) -> Result<InstanceId, StepError> {
     let (job, server) = (&context.job.job_id, &context.server.source_server_id);
     let token = ClientToken::derive(&[job.as_str(), server.as_str(), "launch"]);
-    let planned =
-        Planned { server, kind: ResourceKind::Instance, purpose: context.purpose(), job: Some(job), token: &token };
-    let spec = instance_spec(&context, &planned);
+    let (kind, purpose) = (ResourceKind::Instance, context.purpose());
+    let planned = Planned { server, kind, purpose, job: Some(job), token: &token, billed: None };
+    let spec = instance_spec(context, &planned, image);
     let instance = ledger::make(ports, &planned, ports.compute.run_instance(&spec, &token)).await?;
     let now = ports.clock.now();
     let data = JobLogEventData { target_instance_id: Some(instance.clone()), ..context.event_data() };
@@ -33,19 +61,19 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             work.launched_at.get_or_insert(now);
         })
         .await?;
-    show_instance(ports, &context, &instance).await?;
-    done()
+    show_instance(ports, context, &instance).await?;
+    Ok(instance)
 }
 
-fn instance_spec(context: &JobContext, planned: &Planned<'_>) -> InstanceSpec {
+fn instance_spec(context: &JobContext, planned: &Planned<'_>, image: Option<ImageId>) -> InstanceSpec {
     let server = &context.server;
     let launch = &server.internal.launch;
     let mut tags = if launch.copy_tags { server.tags.clone() } else { BTreeMap::new() };
     tags.extend(context.job.tags.clone());
     tags.extend(planned.tags());
     InstanceSpec {
-        volumes: context.work.volumes.clone(),
-        image: None,
+        volumes: if image.is_some() { Vec::new() } else { context.work.volumes.clone() },
+        image,
         launch: launch.clone(),
         private_ip: private_ip(server),
         firmware: firmware(server),
@@ -103,9 +131,9 @@ async fn show_instance(ports: &Ports, context: &JobContext, instance: &InstanceI
         endpoints: endpoints.into_iter().map(|(port, address)| (port, address.to_string())).collect(),
     };
     repo::update_server(ports, &context.server.source_server_id, |server| {
-        let known = server.launched_instance.as_ref().is_some_and(|l| l.ec2_instance_id == *instance);
-        if !known {
-            server.launched_instance = Some(launched.clone());
+        match server.launched_instance.as_mut().filter(|l| l.ec2_instance_id == *instance) {
+            Some(known) => known.endpoints.extend(launched.endpoints.clone()),
+            None => server.launched_instance = Some(launched.clone()),
         }
         Ok::<_, StepError>(())
     })

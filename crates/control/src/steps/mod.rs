@@ -4,6 +4,7 @@
 //! `IN_PROGRESS` with `waitSeconds` when it has to be called again. It never waits. Run twice, late, or cut off after any call,
 //! it ends in the same items and the same resources.
 
+mod archive;
 mod convert;
 mod cutover;
 mod finalize;
@@ -29,7 +30,7 @@ use crate::ports::{PortResult, Ports};
 use crate::{PortError, PortErrorKind, jobs, repo};
 
 /// Every step, by the name under which state machines call it.
-pub const NAMES: [&str; 19] = [
+pub const NAMES: [&str; 20] = [
     "register",
     "provision",
     "replication-status",
@@ -49,6 +50,7 @@ pub const NAMES: [&str; 19] = [
     "fail-job",
     "terminate",
     "finalize",
+    "archive",
 ];
 
 /// Runs a step.
@@ -76,11 +78,22 @@ pub async fn run(ports: &Ports, step: &str, input: Value) -> Result<Value, StepE
         "fail-job" => job::fail(ports, &state).await,
         "terminate" => terminate::run(ports, &state).await,
         "finalize" => finalize::run(ports, &state).await,
+        "archive" => archive::run(ports, &state).await,
         other => {
             Err(StepError::new("InvalidStep", format!("there is no step `{other}`; there are {}", NAMES.join(", "))))
         }
     };
-    answer.map(|answer| state.with(answer))
+    answer.map(|answer| state.with(at_least(answer, ports.polling.step_seconds)))
+}
+
+/// Lets the state machine wait for so many seconds at least, where it is to wait at all.
+fn at_least(mut answer: Value, seconds: u64) -> Value {
+    if let Some(wait) = answer.get_mut("waitSeconds")
+        && wait.as_u64().is_some_and(|wait| wait > 0 && wait < seconds)
+    {
+        *wait = seconds.into();
+    }
+    answer
 }
 
 /// Goes on with snapshots that a crash or a lost call cut off. To be called every few seconds.
@@ -140,6 +153,9 @@ impl From<IllegalTransition> for StepError {
     }
 }
 
+/// EC2 shows what was just made only after a while: so long, what is not there may be on its way; milliseconds.
+const VISIBLE_AFTER_MS: u64 = 60_000;
+
 /// What a step answers: members to add to the state of the execution.
 type Answer = Result<Value, StepError>;
 
@@ -147,6 +163,7 @@ fn done() -> Answer {
     Ok(json!({"status": "DONE"}))
 }
 
+/// To be called again after so many seconds, or as long as the region lets wait at least.
 fn in_progress(wait_seconds: u64) -> Answer {
     Ok(json!({"status": "IN_PROGRESS", "waitSeconds": wait_seconds}))
 }

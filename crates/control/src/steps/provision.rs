@@ -3,14 +3,14 @@
 //! A step that fails leaves the server STALLED with the reason, and is tried again after a while: the state machine keeps
 //! calling until the initiation is over or the server is disconnected.
 
-use rehost_model::ledger::{Purpose, ResourceKind};
+use rehost_model::ledger::{Billed, Purpose, ResourceKind};
 use rehost_model::replication::{
     DataReplicationError, DataReplicationState, InitiationStepName as Name, InitiationStepStatus as Status,
 };
 use rehost_model::replicator::Assignment;
 use rehost_model::{SourceServer, VolumeId};
 
-use super::{Answer, State, StepError, done, in_progress, replicator, stopped};
+use super::{Answer, State, StepError, VISIBLE_AFTER_MS, done, in_progress, replicator, stopped};
 use crate::ledger::{self, Planned};
 use crate::ports::{ClientToken, InstanceState, Ports, VolumeSpec};
 use crate::{PortError, PortErrorKind, observe, repo};
@@ -42,7 +42,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             return stopped();
         }
         if server.internal.paused {
-            return in_progress(PAUSED_SECONDS);
+            return in_progress(patience(ports, &server, PAUSED_SECONDS));
         }
         let initiation = server.data_replication_info.data_replication_initiation.as_ref();
         let Some(step) = initiation.and_then(|i| i.current()) else {
@@ -65,7 +65,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
                     replicator::start_over_with_another(ports, &server).await?;
                 }
                 fail_step(ports, &server, step, &error).await?;
-                return in_progress(RETRY_SECONDS);
+                return in_progress(patience(ports, &server, RETRY_SECONDS));
             }
         }
     }
@@ -132,6 +132,9 @@ async fn boot_replication_server(ports: &Ports, server: &SourceServer) -> Result
     match ports.compute.instance(instance).await? {
         Some(i) if i.state == InstanceState::Running => Ok(Outcome::Succeeded),
         Some(i) if i.state == InstanceState::Pending => Ok(Outcome::Waiting("the replication server has not booted")),
+        None if waited_ms(ports, server) < VISIBLE_AFTER_MS => {
+            Ok(Outcome::Waiting("the replication server is not seen"))
+        }
         other => {
             let reason = other.and_then(|i| i.state_reason).unwrap_or_else(|| "it does not exist any more".to_owned());
             Err(StepError::new("ReplicationServerDied", format!("the replication server {instance}: {reason}")))
@@ -145,16 +148,18 @@ async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     for (index, disk) in server.internal.staging.iter().enumerate().filter(|(_, disk)| disk.volume.is_none()) {
         let id = &server.source_server_id;
         let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began]);
-        let planned =
-            Planned { server: id, kind: ResourceKind::Volume, purpose: Purpose::Staging, job: None, token: &token };
-        let mut tags = server.internal.replication.settings.staging_area_tags.clone();
-        tags.extend(planned.tags());
         let settings = &server.internal.replication.settings;
         let chosen = server.internal.replication.replicated_disks.get(index).map(|d| d.staging_disk_type);
+        let staging_disk_type = settings.staging_disk_type(chosen.unwrap_or_default(), disk.size_bytes);
+        let billed = Some(Billed::volume(staging_disk_type, disk.size_bytes));
+        let (kind, purpose) = (ResourceKind::Volume, Purpose::Staging);
+        let planned = Planned { server: id, kind, purpose, job: None, token: &token, billed };
+        let mut tags = settings.staging_area_tags.clone();
+        tags.extend(planned.tags());
         let spec = VolumeSpec {
             size_bytes: disk.size_bytes,
             from_snapshot: None,
-            staging_disk_type: settings.staging_disk_type(chosen.unwrap_or_default(), disk.size_bytes),
+            staging_disk_type,
             staging_subnet_id: settings.staging_area_subnet_id.clone(),
             encryption: settings.ebs_encryption,
             encryption_key_arn: settings.ebs_encryption_key_arn.clone(),
@@ -269,7 +274,7 @@ async fn finish_step(ports: &Ports, server: &SourceServer, step: Name, status: S
 }
 
 async fn fail_step(ports: &Ports, server: &SourceServer, step: Name, error: &StepError) -> Result<(), StepError> {
-    let next = ports.clock.now().plus_ms(RETRY_SECONDS * 1000);
+    let next = ports.clock.now().plus_ms(patience(ports, server, RETRY_SECONDS) * 1000);
     repo::update_server(ports, &server.source_server_id, |server| {
         let info = &mut server.data_replication_info;
         // What the agent reported (why it cannot connect, say) tells more than that the step took too long.
@@ -287,6 +292,18 @@ async fn fail_step(ports: &Ports, server: &SourceServer, step: Name, error: &Ste
     .map(|_| ())
 }
 
+/// How long to wait until the replication is looked at again; seconds.
+pub(super) fn patience(ports: &Ports, server: &SourceServer, usual: u64) -> u64 {
+    let initiation = server.data_replication_info.data_replication_initiation.as_ref();
+    let now = ports.clock.now();
+    ports.polling.patience(initiation.map_or(0, |initiation| now.ms_since(initiation.start_date_time)), usual)
+}
+
 fn is_overdue(ports: &Ports, server: &SourceServer) -> bool {
-    server.internal.step_started.is_some_and(|began| ports.clock.now().ms_since(began) > STEP_LIMIT_MS)
+    waited_ms(ports, server) > STEP_LIMIT_MS
+}
+
+/// How long the present initiation step has been at work; milliseconds.
+fn waited_ms(ports: &Ports, server: &SourceServer) -> u64 {
+    server.internal.step_started.map_or(0, |began| ports.clock.now().ms_since(began))
 }

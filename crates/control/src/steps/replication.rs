@@ -3,6 +3,7 @@
 use rehost_model::LifeCycleState;
 use rehost_model::lifecycle::LifeCycleCommand;
 
+use super::provision::patience;
 use super::{Answer, State, StepError, done, in_progress, stopped};
 use crate::ports::Ports;
 use crate::repo;
@@ -15,7 +16,7 @@ pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
         return stopped();
     }
     let total_bytes: u64 = server.internal.staging.iter().map(|disk| disk.size_bytes).sum();
-    if server.internal.synced_bytes >= total_bytes { done() } else { in_progress(2) }
+    if server.internal.synced_bytes >= total_bytes { done() } else { in_progress(patience(ports, &server, 2)) }
 }
 
 /// NOT_READY → READY_FOR_TEST: the first launchable snapshot exists.

@@ -2,7 +2,9 @@
 //!
 //! One serves several servers, so each of them has it in its own ledger; the last to leave terminates it.
 
-use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind};
+use std::collections::BTreeSet;
+
+use rehost_model::ledger::{Billed, LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replication::{InitiationStepName as Name, InitiationStepStatus as Status};
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
@@ -24,7 +26,8 @@ pub(super) async fn launch(ports: &Ports, server: &SourceServer) -> Result<(), S
         None => choose(ports, server).await?,
     };
     let token = launch_token(&replicator.id);
-    let planned = planned(&server.source_server_id, &token);
+    let billed = Some(Billed::instance(&server.internal.replication.settings.replication_server_instance_type));
+    let planned = Planned { billed, ..planned(&server.source_server_id, &token) };
     ledger::note(ports, &planned, None).await?;
     let instance = match replicator.instance.clone() {
         Some(instance) => instance,
@@ -40,8 +43,10 @@ async fn launch_machine(
 ) -> Result<InstanceId, StepError> {
     let spec = spec(ports, server, replicator).await?;
     let instance = ports.compute.launch_replication_server(&spec, &launch_token(&replicator.id)).await?;
+    let now = ports.clock.now();
     let known = repo::update_replicator(ports, &replicator.id, |r| {
         r.instance = Some(instance.clone());
+        r.launched_at.get_or_insert(now);
         Ok(())
     });
     match known.await {
@@ -63,7 +68,8 @@ fn launch_token(id: &ReplicatorId) -> ClientToken {
 const LAUNCH: &str = "launch";
 
 fn planned<'a>(server: &'a ServerId, token: &'a ClientToken) -> Planned<'a> {
-    Planned { server, kind: ResourceKind::Instance, purpose: Purpose::Staging, job: None, token }
+    let billed = None;
+    Planned { server, kind: ResourceKind::Instance, purpose: Purpose::Staging, job: None, token, billed }
 }
 
 async fn spec(
@@ -128,6 +134,7 @@ async fn new(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepEr
         public_addresses: None,
         assignments: Vec::new(),
         draining: false,
+        launched_at: None,
         missed_checks: 0,
     };
     repo::create(ports, &replicator).await?;
@@ -218,26 +225,27 @@ async fn lets_go(ports: &Ports, server: &SourceServer, id: &ReplicatorId) -> Res
 pub(super) async fn leave(ports: &Ports, server: &SourceServer, id: &ReplicatorId) -> Result<(), StepError> {
     let me = &server.source_server_id;
     let Some((replicator, _)) = repo::find::<ReplicationServer>(ports, id.as_str()).await? else {
-        return settle(ports, me, id).await;
+        return settle(ports, me, id, 1).await;
     };
     if let Some(instance) = &replicator.instance {
         for volume in server.internal.staging.iter().filter_map(|disk| disk.volume.as_ref()) {
             ports.compute.detach_volume(volume, instance).await?;
         }
     }
+    let served: BTreeSet<&ServerId> = replicator.assignments.iter().map(|a| &a.server).collect();
     let others: Vec<SourceServer> = repo::list(ports, "").await?;
     let wanted = others.iter().any(|s| s.source_server_id != *me && s.internal.replicator.as_ref() == Some(id));
-    let (replicator, ()) = repo::update_replicator(ports, id, |replicator| {
+    let (left, ()) = repo::update_replicator(ports, id, |replicator| {
         replicator.assignments.retain(|a| a.server != *me);
         // From here on nobody joins it, so that it can go without taking a newcomer's volumes with it.
         replicator.draining |= replicator.assignments.is_empty() && !wanted;
         Ok(())
     })
     .await?;
-    if replicator.draining && replicator.assignments.is_empty() && !wanted {
-        remove(ports, server, &replicator).await?;
+    if left.draining && left.assignments.is_empty() && !wanted {
+        remove(ports, server, &left).await?;
     }
-    settle(ports, me, id).await
+    settle(ports, me, id, served.len()).await
 }
 
 async fn remove(ports: &Ports, server: &SourceServer, replicator: &ReplicationServer) -> Result<(), StepError> {
@@ -259,10 +267,10 @@ async fn remove(ports: &Ports, server: &SourceServer, replicator: &ReplicationSe
 }
 
 /// Strikes the replication server out of the server's ledger: it is gone, or it is in the ledgers of those whom it serves.
-async fn settle(ports: &Ports, server: &ServerId, id: &ReplicatorId) -> Result<(), StepError> {
+async fn settle(ports: &Ports, server: &ServerId, id: &ReplicatorId, servers: usize) -> Result<(), StepError> {
     for entry in ledger::entries(ports, server).await? {
         if entry.token == launch_token(id).as_str() {
-            ledger::strike_out(ports, &entry).await?;
+            ledger::strike_out_share(ports, &entry, servers).await?;
         }
     }
     Ok(())
@@ -283,7 +291,7 @@ pub(super) async fn leave_all(ports: &Ports, server: &SourceServer) -> Result<()
 }
 
 /// Whether an entry of the ledger is a replication server: then it is not the server's alone.
-pub(super) fn named_by(entry: &LedgerEntry) -> Option<ReplicatorId> {
+pub(crate) fn named_by(entry: &LedgerEntry) -> Option<ReplicatorId> {
     let is_one = entry.kind == ResourceKind::Instance && entry.purpose == Purpose::Staging;
     entry.token.strip_suffix(LAUNCH)?.strip_suffix('-')?.parse().ok().filter(|_| is_one)
 }

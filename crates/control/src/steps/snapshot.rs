@@ -14,12 +14,16 @@ pub(crate) use checkpoint::{on_report, tick};
 
 use super::{Answer, State, StepError, in_progress, stopped};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, ExecutionStatus, Ports, SnapshotState, TaskOutcome};
+use crate::ports::{ClientToken, ExecutionStatus, PortResult, Ports, SnapshotState, TaskOutcome};
 use crate::retention::{self, Kept};
-use crate::{PortError, manifest, repo};
+use crate::{PortError, PortErrorKind, manifest, repo};
 
 /// How long a snapshot may take, the wait for its checkpoint included; milliseconds.
 const LIMIT_MS: u64 = 6 * 3600 * 1000;
+
+/// How long to wait until snapshots are asked for again that the region refused to make at present; seconds. EC2 makes one of a
+/// volume in fifteen seconds at most.
+const THROTTLED_SECONDS: u64 = 15;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let server = state.server(ports).await?;
@@ -36,7 +40,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             checkpoint::advance(ports, &server, set, false).await?;
             in_progress(1)
         }
-        SnapshotSetState::Pending => await_snapshots(ports, &server, set).await,
+        SnapshotSetState::Pending => take_snapshots(ports, &server, set).await,
         SnapshotSetState::Confirming => confirm(ports, &server, set).await,
         SnapshotSetState::Failed => {
             request_again(ports, &server, &set).await?;
@@ -90,23 +94,13 @@ async fn is_wanted(ports: &Ports, mine: &SnapshotSet, held: Epoch) -> Result<boo
     Ok(sets.iter().any(|set| waits(set) && set.epoch <= held && set.execution != mine.execution))
 }
 
-async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
-    let snapshots = take(ports, server, &set).await?;
-    let mut all_completed = true;
-    for snapshot in &snapshots {
-        match ports.compute.snapshot_state(snapshot).await? {
-            SnapshotState::Completed => {}
-            SnapshotState::Pending => all_completed = false,
-            SnapshotState::Failed => {
-                release_hold(ports, server, set.epoch).await?;
-                fail(ports, &set, snapshots.clone()).await?;
-                return Err(StepError::new("SnapshotFailed", format!("the snapshot {snapshot} failed; try again")));
-            }
-        }
-    }
-    if !all_completed {
-        return in_progress(1);
-    }
+async fn take_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
+    let snapshots = match take(ports, server, &set).await {
+        // Another snapshot of a volume is still being made, or was just made: that passes, and the hold ends by itself meanwhile.
+        Err(error) if error.kind == PortErrorKind::Throttled => return in_progress(THROTTLED_SECONDS),
+        other => other?,
+    };
+    // What is written from now on is not in them.
     let ended_early = !release_hold(ports, server, set.epoch).await?;
     let volumes: Vec<_> = server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect();
     change_set(ports, &set, |set| {
@@ -118,7 +112,7 @@ async fn await_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet)
     in_progress(1)
 }
 
-async fn take(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result<Vec<SnapshotId>, StepError> {
+async fn take(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> PortResult<Vec<SnapshotId>> {
     let volumes: Vec<_> = server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect();
     let token = snapshot_token(set);
     let planned = Planned {
@@ -127,6 +121,8 @@ async fn take(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result
         purpose: Purpose::Staging,
         job: None,
         token: &token,
+        // Only what changed is paid for, which EC2 alone knows.
+        billed: None,
     };
     let tags = planned.tags();
     let mut taken = Vec::new();
@@ -165,6 +161,9 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
         return in_progress(1);
     }
     let now = ports.clock.now();
+    if !are_complete(ports, &set).await? {
+        return in_progress(ports.polling.patience(now.ms_since(set.created), 1));
+    }
     change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
     repo::update_server(ports, &server.source_server_id, |server| {
         server.data_replication_info.last_snapshot_date_time = Some(now);
@@ -177,13 +176,18 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
     in_progress(0)
 }
 
-async fn fail(ports: &Ports, set: &SnapshotSet, snapshots: Vec<SnapshotId>) -> Result<(), StepError> {
-    change_set(ports, set, |set| {
-        set.snapshots.clone_from(&snapshots);
-        set.state = SnapshotSetState::Failed;
-    })
-    .await
-    .map(|_| ())
+async fn are_complete(ports: &Ports, set: &SnapshotSet) -> Result<bool, StepError> {
+    for snapshot in &set.snapshots {
+        match ports.compute.snapshot_state(snapshot).await? {
+            SnapshotState::Completed => {}
+            SnapshotState::Pending => return Ok(false),
+            SnapshotState::Failed => {
+                change_set(ports, set, |set| set.state = SnapshotSetState::Failed).await?;
+                return Err(StepError::new("SnapshotFailed", format!("the snapshot {snapshot} failed; try again")));
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The hold ended too early: what was taken goes, and another checkpoint is asked for.
@@ -218,7 +222,7 @@ pub(super) async fn failed(ports: &Ports, state: &State) -> Answer {
         Ok::<_, StepError>(())
     })
     .await?;
-    in_progress(RETRY_SECONDS)
+    in_progress(super::provision::patience(ports, &server, RETRY_SECONDS))
 }
 
 /// Removes what an execution's snapshot came to, unless it can be launched from: then it is as good as any other.

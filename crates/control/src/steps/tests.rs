@@ -15,6 +15,7 @@ use rehost_model::{Epoch, Job, JobId, LifeCycleState, ServerId, SourceServer, Vo
 use serde_json::{Value, json};
 
 mod cutover;
+mod images;
 mod replication;
 mod snapshots;
 
