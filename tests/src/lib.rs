@@ -35,6 +35,7 @@ pub mod random;
 pub mod region;
 pub mod ssh;
 pub mod sweep;
+pub mod template;
 pub mod tmpfs;
 pub mod workspace;
 
