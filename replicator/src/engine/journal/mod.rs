@@ -513,11 +513,7 @@ fn fill(reader: &mut Reader<'_>, segments: &[Segment], extent: Extent, target: &
         target.fill(0);
         return Ok(());
     };
-    let (_, body) = reader.record(segments, position)?;
-    let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-    let source = body.get(skip..).and_then(|rest| rest.get(..target.len())).ok_or_else(misplaced)?;
-    target.copy_from_slice(source);
-    Ok(())
+    reader.record_into(segments, position, usize::try_from(skip).unwrap_or(usize::MAX), target)
 }
 
 fn slice_mut(buffer: &mut [u8], from: u64, length: u64) -> Option<&mut [u8]> {

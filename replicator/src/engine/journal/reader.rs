@@ -28,7 +28,8 @@ pub(super) struct Reader<'a> {
     ahead: usize,
     window: Vec<u8>,
     window_start: u64,
-    record: Option<(u64, RecordHeader)>,
+    /// Where the record lies whose body this is.
+    record: Option<u64>,
     body: Vec<u8>,
 }
 
@@ -45,47 +46,69 @@ impl<'a> Reader<'a> {
         header.ok_or(ReadError::Broken("no record begins here"))
     }
 
-    /// The record at a position, which lies in one of `segments`.
-    pub(super) fn record(&mut self, segments: &[Segment], position: u64) -> Result<(RecordHeader, &[u8]), ReadError> {
-        if let Some((_, header)) = self.record.filter(|(at, _)| *at == position) {
-            return Ok((header, &self.body));
+    /// The body of the record at a position, which lies in one of `segments`.
+    pub(super) fn record(&mut self, segments: &[Segment], position: u64) -> Result<&[u8], ReadError> {
+        if self.record != Some(position) {
+            let header = self.header(position)?;
+            self.open(segment_of(segments, position)?, position, header)?;
         }
-        let after = segments.partition_point(|segment| segment.start <= position);
-        let segment = after.checked_sub(1).and_then(|at| segments.get(at));
-        let segment = segment.ok_or(ReadError::Broken("it lies before the first segment"))?;
+        Ok(&self.body)
+    }
+
+    /// Fills `target` with a part of a record's body; what is wanted whole is opened where it is
+    /// wanted.
+    pub(super) fn record_into(
+        &mut self,
+        segments: &[Segment],
+        position: u64,
+        skip: usize,
+        target: &mut [u8],
+    ) -> Result<(), ReadError> {
         let header = self.header(position)?;
-        self.open(segment, position, header)?;
-        Ok((header, &self.body))
+        if self.record != Some(position) && skip == 0 && header.length as usize == target.len() {
+            return self.open_into(segment_of(segments, position)?, position, header, target);
+        }
+        let body = self.record(segments, position)?;
+        let wanted = body.get(skip..).and_then(|rest| rest.get(..target.len()));
+        target.copy_from_slice(wanted.ok_or(ReadError::Broken("the index does not fit the journal"))?);
+        Ok(())
     }
 
     /// Opens the record at a position, whose header is `header`.
     pub(super) fn open(&mut self, segment: &Segment, position: u64, header: RecordHeader) -> Result<&[u8], ReadError> {
         self.record = None;
-        self.load(position, header)?;
-        let tag = self.bytes(position + header.record_length() - TAG_LENGTH as u64, TAG_LENGTH)?;
-        let tag: [u8; TAG_LENGTH] = *tag.first_chunk().ok_or(ReadError::Broken("it is cut off"))?;
-        let opened = segment.open(header, position, &mut self.body, &tag);
-        opened.ok_or(ReadError::Broken("its tag does not fit"))?;
-        self.record = Some((position, header));
+        let mut body = std::mem::take(&mut self.body);
+        body.resize(header.length as usize, 0);
+        let opened = self.open_into(segment, position, header, &mut body);
+        self.body = body;
+        opened?;
+        self.record = Some(position);
         Ok(&self.body)
+    }
+
+    fn open_into(
+        &mut self,
+        segment: &Segment,
+        position: u64,
+        header: RecordHeader,
+        body: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let (sealed, tag) = self.load(position, header)?;
+        segment.open(header, position, (sealed, tag), body).ok_or(ReadError::Broken("its tag does not fit"))
     }
 
     /// The body of a segment's record, before there is a key for it.
     pub(super) fn clear_body(&mut self, position: u64, header: RecordHeader) -> Result<&[u8], ReadError> {
         debug_assert_eq!(header.kind, Kind::Segment);
-        self.load(position, header)?;
-        Ok(&self.body)
+        Ok(self.load(position, header)?.0)
     }
 
-    fn load(&mut self, position: u64, header: RecordHeader) -> Result<(), ReadError> {
-        let mut body = std::mem::take(&mut self.body);
-        body.clear();
+    /// What lies in the body's place, and the tag. All of it at once, so that the window does not go back and forth.
+    fn load(&mut self, position: u64, header: RecordHeader) -> Result<(&[u8], &[u8; TAG_LENGTH]), ReadError> {
         let whole = usize::try_from(header.record_length()).unwrap_or(usize::MAX);
-        // All of it at once, so that the window does not go back and forth.
         let record = self.bytes(position, whole)?;
-        body.extend_from_slice(record.get(RECORD_HEADER..whole - TAG_LENGTH).unwrap_or_default());
-        self.body = body;
-        Ok(())
+        let parts = record.get(RECORD_HEADER..).and_then(<[u8]>::split_last_chunk);
+        parts.ok_or(ReadError::Broken("it is cut off"))
     }
 
     /// Exactly `length` bytes at `position`.
@@ -109,4 +132,10 @@ impl<'a> Reader<'a> {
         self.window.truncate(count);
         Ok(())
     }
+}
+
+fn segment_of(segments: &[Segment], position: u64) -> Result<&Segment, ReadError> {
+    let after = segments.partition_point(|segment| segment.start <= position);
+    let segment = after.checked_sub(1).and_then(|at| segments.get(at));
+    segment.ok_or(ReadError::Broken("it lies before the first segment"))
 }
