@@ -13,12 +13,14 @@ pub fn repository() -> &'static Path {
     ROOT.get_or_init(|| {
         let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
         let places = package.into_iter().chain(std::env::current_dir());
-        let found = places.flat_map(|place| place.ancestors().map(Path::to_owned).collect::<Vec<_>>()).find(is_repository);
+        let found = places
+            .flat_map(|place| place.ancestors().map(Path::to_owned).collect::<Vec<_>>())
+            .find(|folder| is_repository(folder));
         found.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
     })
 }
 
-fn is_repository(folder: &PathBuf) -> bool {
+fn is_repository(folder: &Path) -> bool {
     folder.join("statemachine").is_dir() && folder.join("tests/images").is_dir()
 }
 
