@@ -49,6 +49,11 @@ test: ## Unit, property, contract, fault and end-to-end tests
 	  cargo test --workspace --lib --bins --tests -- --test-threads=1; \
 	fi
 	cargo test --workspace --doc
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run --profile faults $(FAULTS); \
+	else \
+	  cargo test $(FAULTS) -- --test-threads=8; \
+	fi
 
 faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS=n SEED=s; PLANTED=1 plants each row's bugs)
 	scripts/install-deps build test

@@ -9,7 +9,7 @@ fn row(name: &str) {
 }
 
 fn caught(name: &str) {
-    // Some bugs only show when a fault falls into some tenths of a millisecond.
+    // Some bugs only show in runs whose faults are of one kind and fall into one moment: each run has a chance of some tenths.
     faults(&["--row", name, "--planted", "--runs", "150"]);
 }
 
