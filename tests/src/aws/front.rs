@@ -211,3 +211,56 @@ fn plain(status: StatusCode, message: &str) -> Response<Full<Bytes>> {
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::net::http_request;
+
+    /// Answers one request after the other, and tells their heads.
+    fn emulator() -> (u16, mpsc::Receiver<String>) {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, heads) = mpsc::channel();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut head = vec![0; 4096];
+                let read = stream.read(&mut head).unwrap_or(0);
+                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\npassed";
+                let _ = stream.write_all(answer.as_bytes());
+                if sender.send(String::from_utf8_lossy(&head[..read]).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        (port, heads)
+    }
+
+    #[test]
+    fn only_signed_requests_reach_the_routes_of_iam() {
+        let (port, heads) = emulator();
+        let front = Front::start(port).unwrap();
+        front.open("a1b2c3d4", &[("AKIAEXAMPLE".to_owned(), "secret".to_owned())]);
+        let ask = |path: &str, headers: &[(&str, &str)]| {
+            http_request(front.address.port(), "POST", path, headers, b"{}", Duration::from_secs(20)).unwrap()
+        };
+        let forged = "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/eu-central-1/execute-api/aws4_request, \
+                      SignedHeaders=host;x-amz-date, Signature=00";
+        for path in ["/StartTest", "/rehost/v1/enrol", "/rehost/v1/settings"] {
+            assert_eq!(ask(path, &[]).status, 403, "{path}");
+            assert_eq!(
+                ask(path, &[("Authorization", forged), ("X-Amz-Date", "20260101T000000Z")]).status,
+                403,
+                "{path}"
+            );
+        }
+        assert!(heads.try_recv().is_err(), "nothing was passed on");
+        assert_eq!(ask("/rehost/v1/agent/poll", &[]).text(), "passed");
+        let head = heads.recv_timeout(Duration::from_secs(20)).unwrap().to_ascii_lowercase();
+        assert!(head.contains(&format!("host: a1b2c3d4.execute-api.localhost:{port}")), "{head}");
+    }
+}

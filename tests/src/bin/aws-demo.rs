@@ -266,21 +266,21 @@ impl Cloud {
     fn books(&self, copy: &str) -> Result<Vec<String>> {
         let wire = Wire::to(self.moto.port());
         let ours = [("Filter.1.Name", "tag:rehost:stack"), ("Filter.1.Value.1", STACK)];
-        let mut left = Vec::new();
-        let instances = wire.ec2("DescribeInstances", &ours)?;
-        for instance in instances.split("<instanceId>").skip(1).filter(|text| !text.starts_with(copy)) {
-            let ended = instance.contains("<name>terminated</name>");
-            left.extend((!ended).then(|| format!("instance {}", instance.get(..19).unwrap_or_default())));
+        let alive = [
+            ("Filter.2.Name", "instance-state-name"),
+            ("Filter.2.Value.1", "pending"),
+            ("Filter.2.Value.2", "running"),
+            ("Filter.2.Value.3", "stopped"),
+        ];
+        let alive: Vec<_> = ours.into_iter().chain(alive).collect();
+        let mut left = items(&wire.ec2("DescribeInstances", &alive)?, "instanceId");
+        left.retain(|id| id != copy);
+        for volume in items(&wire.ec2("DescribeVolumes", &ours)?, "volumeId") {
+            let is_the_copys = wire.ec2("DescribeVolumes", &[("VolumeId.1", &volume)])?.contains(copy);
+            left.extend((!is_the_copys).then_some(volume));
         }
-        let volumes = wire.ec2("DescribeVolumes", &ours)?;
-        for volume in volumes.split("<attachmentSet").next().map(|_| items(&volumes, "volumeId")).unwrap_or_default() {
-            let attached = wire.ec2("DescribeVolumes", &[("VolumeId.1", &volume)])?.contains(copy);
-            left.extend((!attached).then(|| format!("volume {volume}")));
-        }
-        left.extend(
-            items(&wire.ec2("DescribeSnapshots", &ours)?, "snapshotId").into_iter().map(|id| format!("snapshot {id}")),
-        );
-        left.extend(items(&wire.ec2("DescribeImages", &ours)?, "imageId").into_iter().map(|id| format!("image {id}")));
+        left.extend(items(&wire.ec2("DescribeSnapshots", &ours)?, "snapshotId"));
+        left.extend(items(&wire.ec2("DescribeImages", &ours)?, "imageId"));
         Ok(left)
     }
 
