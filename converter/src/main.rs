@@ -3,10 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use rehost_converter::disk::{Disk, Disks};
+use rehost_converter::server::{self, ServerOptions};
 use rehost_converter::{Guest, Root, carry_out, initramfs, machine, plan};
 use rehost_model::conversion::{ConversionReport, ConversionRequest, ConversionTarget};
 use rehost_model::launch::BootMode;
@@ -33,6 +34,21 @@ enum Command {
         converter: Option<PathBuf>,
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
+    },
+    /// Convert the attached volumes that a request names, and write a report: on a conversion server.
+    Run {
+        /// The request, JSON.
+        #[arg(long, value_name = "FILE")]
+        request: PathBuf,
+        /// Where the report goes, JSON; whole or not at all.
+        #[arg(long, value_name = "FILE")]
+        report: PathBuf,
+        /// Take the volumes from files of this directory named by their ids, in place of NVMe disks.
+        #[arg(long, value_name = "DIR")]
+        disks_directory: Option<PathBuf>,
+        /// How long to wait for the volumes.
+        #[arg(long, value_name = "N", default_value_t = 300)]
+        wait_seconds: u64,
     },
 }
 
@@ -68,6 +84,9 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Some(Command::BuildInitramfs { kernel, converter, output }) => build(&kernel, converter, &output),
+        Some(Command::Run { request, report, disks_directory, wait_seconds }) => {
+            serve(&ServerOptions { request, report, disks: disks_directory, wait: Duration::from_secs(wait_seconds) })
+        }
         None => convert(&arguments.convert),
     };
     done.unwrap_or_else(|error| {
@@ -82,6 +101,12 @@ fn build(kernel: &std::path::Path, converter: Option<PathBuf>, output: &std::pat
     let archive = initramfs::build(&converter, kernel).map_err(|error| error.to_string())?;
     fs::write(output, archive).map_err(|error| format!("cannot write {}: {error}", output.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn serve(options: &ServerOptions) -> Result<ExitCode, String> {
+    let report = server::run(options).map_err(|error| format!("cannot write {}: {error}", options.report.display()))?;
+    print(&report);
+    Ok(if report.outcome.is_launchable() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn convert(arguments: &Convert) -> Result<ExitCode, String> {
