@@ -21,7 +21,8 @@ pub struct ReplicatorConfig {
     /// The one-time secret with which it authenticates first.
     pub enrol_token: Zeroizing<String>,
     pub endpoint: Endpoint,
-    pub ca_fingerprint: CaFingerprint,
+    /// Of the control plane's own authority; `None`: its certificate is of a public one.
+    pub ca_fingerprint: Option<CaFingerprint>,
     /// Where agents connect.
     pub listen: SocketAddr,
     /// Its identity, and what is durable of each volume.
@@ -30,6 +31,8 @@ pub struct ReplicatorConfig {
     pub hold_timeout: Duration,
     /// Most bytes of a server's journal; the engine's own limit if there is none.
     pub journal_bytes: Option<u64>,
+    /// Has the volumes as files named by their ids, in place of NVMe disks.
+    pub volumes_directory: Option<PathBuf>,
 }
 
 /// Why a configuration cannot be used.
@@ -50,12 +53,15 @@ struct Written {
     replicator: ReplicatorId,
     enrol_token: String,
     control_endpoint: String,
-    ca_fingerprint: String,
+    #[serde(default)]
+    ca_fingerprint: Option<String>,
     listen: SocketAddr,
     state_dir: PathBuf,
     hold_timeout_seconds: u64,
     #[serde(default)]
     journal_bytes: Option<u64>,
+    #[serde(default)]
+    volumes_directory: Option<PathBuf>,
 }
 
 impl ReplicatorConfig {
@@ -77,15 +83,17 @@ impl ReplicatorConfig {
 
     fn parse(text: &str) -> Result<Self, String> {
         let written: Written = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let fingerprint = written.ca_fingerprint.map(|text| text.parse()).transpose();
         Ok(Self {
             replicator: written.replicator,
             enrol_token: Zeroizing::new(written.enrol_token),
             endpoint: written.control_endpoint.parse().map_err(|e: ControlError| format!("controlEndpoint: {e}"))?,
-            ca_fingerprint: written.ca_fingerprint.parse().map_err(|e| format!("caFingerprint: {e}"))?,
+            ca_fingerprint: fingerprint.map_err(|e| format!("caFingerprint: {e}"))?,
             listen: written.listen,
             state_dir: written.state_dir,
             hold_timeout: Duration::from_secs(written.hold_timeout_seconds),
             journal_bytes: written.journal_bytes,
+            volumes_directory: written.volumes_directory,
         })
     }
 }
@@ -118,6 +126,14 @@ mod tests {
         let config = load(&text(), 0o600).unwrap();
         assert_eq!((config.endpoint.port(), config.listen.port()), (8443, 1500));
         assert_eq!((config.hold_timeout, config.journal_bytes), (Duration::from_secs(120), None));
+    }
+
+    #[test]
+    fn a_public_authority_and_a_directory_of_volumes_may_be_given() {
+        let text = text().replace("caFingerprint", "volumesDirectory").replace("sha256:", "/");
+        let config = load(&text, 0o600).unwrap();
+        assert!(config.ca_fingerprint.is_none());
+        assert_eq!(config.volumes_directory, Some(PathBuf::from(format!("/{}", "ab".repeat(32)))));
     }
 
     #[test]

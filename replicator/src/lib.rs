@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod engine;
+mod location;
 mod planted;
 pub mod service;

@@ -3,7 +3,7 @@
 //! Agents are served whether or not the control plane answers. What is durable is on the volumes and in their sidecars, so
 //! that a killed replicator begins where it was.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,14 +15,17 @@ use rehost_link::signature::RequestSigner;
 use rehost_link::transport::{ServerTls, TlsIdentity, TransportError};
 use rehost_model::link::{
     IssuedCertificate, REPLICATOR_ENROL_PATH, REPLICATOR_MANIFEST_PATH, REPLICATOR_POLL_PATH, REPLICATOR_RENEW_PATH,
-    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport,
+    RenewRequest, ReplicatorDirective, ReplicatorEnrolRequest, ReplicatorReport, ReportedError, ServerReport,
 };
+use rehost_model::replication::Consistency;
 use rehost_model::replicator::Assignment;
+use rehost_model::{Epoch, ServerId};
 use serde::de::IgnoredAny;
 use tokio::time::sleep;
 
 use crate::config::ReplicatorConfig;
 use crate::engine::{Engine, EngineConfig, EngineError, JOURNAL, SIDECAR};
+use crate::location::Locations;
 
 /// The version that the replicator reports.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -111,7 +114,8 @@ async fn enrol(config: &ReplicatorConfig, state: &StateDir) -> Result<Identity, 
         token: config.enrol_token.to_string(),
         csr: key.signing_request()?,
     };
-    let client = ControlClient::new(config.endpoint.clone(), &Trust::Fingerprint(config.ca_fingerprint))?;
+    let trust = config.ca_fingerprint.map_or(Trust::PublicRoots, Trust::Fingerprint);
+    let client = ControlClient::new(config.endpoint.clone(), &trust)?;
     let issued: IssuedCertificate =
         client.post(REPLICATOR_ENROL_PATH, &request, &Proof::Nothing).await.map_err(ServiceError::Enrolment)?;
     let identity = Identity::new(&key, &issued)?;
@@ -136,7 +140,13 @@ struct Service {
     engine: Arc<Engine>,
     /// Where sidecars and journals are.
     records: PathBuf,
+    locations: Locations,
+    /// As the control plane named them.
     assignments: Option<Vec<Assignment>>,
+    /// As they were found here.
+    served: Vec<Assignment>,
+    /// Of servers whose volumes are not all here yet.
+    missing: BTreeMap<ServerId, ReportedError>,
     renewal_not_before: rehost_model::Timestamp,
     failures: u32,
 }
@@ -153,14 +163,19 @@ impl Service {
             journal_bytes: config.journal_bytes.unwrap_or(usual.journal_bytes),
             ..usual
         })?;
+        let own_authority = || Trust::Authority(identity.ca().clone());
+        let trust = if config.ca_fingerprint.is_some() { own_authority() } else { Trust::PublicRoots };
         Ok(Self {
             signer: identity.signer()?,
-            client: ControlClient::new(config.endpoint.clone(), &Trust::Authority(identity.ca().clone()))?,
+            client: ControlClient::new(config.endpoint.clone(), &trust)?,
             state,
             identity,
             engine: Arc::new(engine),
             records,
+            locations: Locations::new(config.volumes_directory.clone()),
             assignments: None,
+            served: Vec::new(),
+            missing: BTreeMap::new(),
             renewal_not_before: now(),
             failures: 0,
         })
@@ -182,18 +197,18 @@ impl Service {
     }
 
     async fn poll(&self) -> Result<ReplicatorDirective, ControlError> {
-        let report = ReplicatorReport {
-            port: self.engine.address().port(),
-            version: VERSION.to_owned(),
-            servers: self.engine.report(),
-        };
+        let mut servers = self.engine.report();
+        let absent = self.missing.iter().filter(|(id, _)| !servers.iter().any(|known| known.server == **id));
+        let absent: Vec<_> = absent.map(|(server, error)| absent_server(server, error)).collect();
+        servers.extend(absent);
+        let report = ReplicatorReport { port: self.engine.address().port(), version: VERSION.to_owned(), servers };
         self.client.post(REPLICATOR_POLL_PATH, &report, &Proof::Certificate(&self.signer)).await
     }
 
     fn follow(&mut self, directive: ReplicatorDirective) -> Duration {
         // First: journals are opened as soon as their volumes are known.
         self.engine.set_data_keys(directive.data_keys);
-        if self.assignments.as_ref() != Some(&directive.assignments) {
+        if self.assignments.as_ref() != Some(&directive.assignments) || !self.missing.is_empty() {
             self.assign(directive.assignments);
         }
         self.engine.release_holds(&directive.releases);
@@ -201,10 +216,25 @@ impl Service {
     }
 
     fn assign(&mut self, assignments: Vec<Assignment>) {
-        tracing::info!(volumes = assignments.len(), "new assignments");
-        match self.engine.set_assignments(assignments.clone()) {
+        let mut found = self.locations.find(&assignments);
+        // A disk that came to a server and is not here yet keeps nobody from replicating the others.
+        let still =
+            |a: &&Assignment| assignments.iter().any(|new| new.volume == a.volume && new.size_bytes == a.size_bytes);
+        let before = self.served.iter().filter(still).filter(|a| found.missing.contains_key(&a.server));
+        found.assignments.extend(before.cloned());
+        let is_known = self.assignments.as_ref() == Some(&assignments) && self.missing == found.missing;
+        if is_known {
+            return;
+        }
+        tracing::info!(volumes = found.assignments.len(), "new assignments");
+        for error in found.missing.values() {
+            tracing::warn!(error = %error.message, "a server is not served yet");
+        }
+        match self.engine.set_assignments(found.assignments.clone()) {
             Ok(()) => {
+                self.served = found.assignments;
                 self.forget_others(&assignments);
+                self.missing = found.missing;
                 self.assignments = Some(assignments);
             }
             Err(error) => tracing::error!(%error, "the assignments cannot be taken; those before stay"),
@@ -281,6 +311,23 @@ impl Service {
         }
         self.failures += 1;
         pause_after(self.failures - 1)
+    }
+}
+
+/// What is reported of a server whose volumes are not here: nothing but why.
+fn absent_server(server: &ServerId, error: &ReportedError) -> ServerReport {
+    ServerReport {
+        server: server.clone(),
+        connected: false,
+        received_bytes: 0,
+        checkpoint: Epoch(0),
+        held: None,
+        expired: Epoch(0),
+        consistency: Consistency::None,
+        consistent: false,
+        journal_bytes: 0,
+        volumes: Vec::new(),
+        error: Some(error.clone()),
     }
 }
 

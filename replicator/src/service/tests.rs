@@ -61,10 +61,11 @@ impl Control {
 
     fn config(&self, state_dir: &std::path::Path) -> ReplicatorConfig {
         ReplicatorConfig {
+            volumes_directory: None,
             replicator: self.replicator.clone(),
             enrol_token: Zeroizing::new("token".to_owned()),
             endpoint: self.address.parse().unwrap(),
-            ca_fingerprint: CaFingerprint::of(self.ca.der()),
+            ca_fingerprint: Some(CaFingerprint::of(self.ca.der())),
             listen: ([127, 0, 0, 1], 0).into(),
             state_dir: state_dir.to_owned(),
             hold_timeout: Duration::from_secs(120),
