@@ -33,6 +33,8 @@ type Ca = CertifiedIssuer<'static, KeyPair>;
 #[derive(Default)]
 pub(crate) struct Script {
     pub(crate) enrolments: Vec<EnrolRequest>,
+    /// The `authorization` headers of enrolments.
+    pub(crate) signatures: Vec<String>,
     pub(crate) reports: Vec<AgentReport>,
     pub(crate) renewals: usize,
     /// Answers to the coming polls; the last one stays.
@@ -133,6 +135,7 @@ impl Answering {
         let path = head.uri.path();
         if path == ENROL_PATH {
             assert!(authorization.starts_with("AWS4-HMAC-SHA256 Credential=AKID/"), "{authorization}");
+            self.script.lock().unwrap().signatures.push(authorization.to_owned());
         } else {
             let checked = signature::verify(authorization, "POST", path, &body, self.ca.der(), now(), MAX_CLOCK_SKEW);
             assert_eq!(checked.unwrap().uri_sans, [format!("{SERVER_URI}{}", self.server)]);

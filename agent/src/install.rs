@@ -7,7 +7,7 @@ use std::io;
 
 use rehost_link::control_client::{ControlClient, ControlError, Endpoint, Proof, Trust};
 use rehost_link::identity::{Identity, IdentityError, PrivateKey, StateDir};
-use rehost_link::sigv4::AccessKey;
+use rehost_link::sigv4::{AccessKey, SigningScope};
 use rehost_model::ServerId;
 use rehost_model::link::{BootFirmware, ENROL_PATH, EnrolRequest, EnrolResponse, SourceDisk};
 
@@ -87,7 +87,7 @@ struct Enrolment {
     client: ControlClient,
     trust: Trust,
     access_key: AccessKey,
-    region: String,
+    scope: SigningScope,
     state: StateDir,
     was_installed: bool,
     all_disks: bool,
@@ -100,6 +100,7 @@ impl Enrolment {
         let terminal = args.terminal();
         let endpoint: Endpoint = args.endpoint(terminal.as_ref())?.parse()?;
         let trust = args.ca_fingerprint.map_or(Trust::PublicRoots, Trust::Fingerprint);
+        let scope = SigningScope::of(endpoint.host(), &args.region, args.signing_service);
         let client = ControlClient::new(endpoint, &trust)?;
         let access_key = args.access_key(terminal.as_ref())?;
         let state = StateDir::new(&args.state_dir);
@@ -121,12 +122,12 @@ impl Enrolment {
             replicate: !args.no_replication,
             agent_version: VERSION.to_owned(),
         };
-        let (region, all_disks) = (args.region.clone(), args.chosen_disks().is_none());
-        Ok(Self { client, trust, access_key, region, state, was_installed, all_disks, key, request })
+        let all_disks = args.chosen_disks().is_none();
+        Ok(Self { client, trust, access_key, scope, state, was_installed, all_disks, key, request })
     }
 
     async fn carry_out(&self) -> Result<(AgentSettings, Identity), InstallError> {
-        let proof = Proof::AccessKey { key: &self.access_key, region: &self.region };
+        let proof = Proof::AccessKey { key: &self.access_key, scope: &self.scope };
         let answer: EnrolResponse = self.client.post(ENROL_PATH, &self.request, &proof).await?;
         let identity = Identity::new(&self.key, &answer.issued)?;
         if let Trust::Fingerprint(pinned) = self.trust

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rehost_link::control_client::CaFingerprint;
-use rehost_link::sigv4::AccessKey;
+use rehost_link::sigv4::{AccessKey, SigningService};
 use zeroize::Zeroizing;
 
 use super::InstallError;
@@ -15,9 +15,12 @@ use crate::settings::STATE_DIR;
 /// The options of `rehost-agent install`; not to be shown, since it may hold secrets.
 #[derive(Args)]
 pub struct InstallArgs {
-    /// Region of the control plane; part of what is signed
+    /// Region of the control plane; part of what is signed. An endpoint of API Gateway names its own
     #[arg(long, env = "AWS_REGION", default_value = "local")]
     pub region: String,
+    /// Who checks the signature: execute-api (API Gateway) or mgn; told from the endpoint unless it has a name of its own
+    #[arg(long, env = "REHOST_SIGNING_SERVICE", value_name = "SERVICE")]
+    pub signing_service: Option<SigningService>,
     /// Access key that may enrol servers
     #[arg(long, env = "AWS_ACCESS_KEY_ID", value_name = "ID")]
     pub aws_access_key_id: Option<String>,

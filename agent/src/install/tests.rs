@@ -69,6 +69,23 @@ async fn an_installation_enrols_and_sets_up_the_service() {
 }
 
 #[tokio::test]
+async fn an_enrolment_behind_a_gateway_is_signed_for_it() {
+    let (control, mut source) = (FakeControl::start().await, Source::new("none"));
+    for (more, scope) in [
+        (&["--no-service"][..], "/local/mgn/"),
+        (&["--no-service", "--signing-service", "execute-api", "--region", "eu-west-1"], "/eu-west-1/execute-api/"),
+    ] {
+        source.install(&control, more).await.unwrap();
+        let signed = control.script.lock().unwrap().signatures.pop().unwrap();
+        assert!(signed.contains(scope), "{signed}");
+    }
+    let token = ["--no-service", "--aws-session-token", "a-token"];
+    source.install(&control, &token).await.unwrap();
+    let signed = control.script.lock().unwrap().signatures.pop().unwrap();
+    assert!(signed.contains("x-amz-security-token"), "{signed}");
+}
+
+#[tokio::test]
 async fn installing_again_keeps_key_and_identity() {
     let (control, mut source) = (FakeControl::start().await, Source::new("none"));
     let id = source.install(&control, &["--no-service"]).await.unwrap();
