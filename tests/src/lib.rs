@@ -29,6 +29,7 @@ pub mod machine;
 pub mod negative;
 pub mod net;
 pub mod paths;
+pub mod permissions;
 pub mod process;
 pub mod qmp;
 pub mod random;
