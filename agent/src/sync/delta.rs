@@ -81,8 +81,8 @@ impl Driver<'_> {
 
     fn send_runs(&mut self, place: usize, pending: &[ByteRange]) -> Result<(), Halt> {
         for chunk in chunks(pending) {
-            let buffer = self.read_chunk(place, &chunk)?;
-            self.queue_runs(place, buffer, chunk.runs, chunk.range)?;
+            let (buffer, range) = (self.read_chunk(place, &chunk)?, chunk.range());
+            self.queue_runs(place, buffer, chunk.runs, range)?;
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Driver<'_> {
             asked -= ids.len();
             let buffer = self.read_chunk(place, &chunk)?;
             let differing = self.differing_runs(place, &buffer, &chunk.runs, &ids)?;
-            self.queue_runs(place, buffer, differing, chunk.range)?;
+            self.queue_runs(place, buffer, differing, chunk.range())?;
         }
     }
 
@@ -164,7 +164,7 @@ impl Driver<'_> {
         }
         let mut buffer = self.free_buffer()?;
         if let Some(disk) = self.disks.get_mut(place) {
-            disk.source.read(chunk.range.offset, chunk.range.length, &mut buffer)?;
+            disk.source.read_all(&chunk.reads, &mut buffer)?;
         }
         Ok(buffer)
     }

@@ -3,7 +3,10 @@
 use std::{
     fs::{File, Metadata, OpenOptions},
     io::{self, Seek, SeekFrom},
-    os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
 };
 
@@ -17,6 +20,11 @@ use super::{
     buffer::{ALIGNMENT, Buffer, STEP},
     config::DiskSource,
     error::SyncError,
+    plan::{MOST_READS, Read},
+};
+use crate::{
+    sys::batch_read::{BatchReader, Part},
+    tracker::ByteRange,
 };
 
 /// How much of a disk one digest request covers, where there is data.
@@ -29,6 +37,8 @@ pub(super) struct Source {
     /// Past the page cache, for a device: what is read once should not displace what the server needs.
     direct: bool,
     has_holes: bool,
+    /// For a device, if the kernel has it.
+    batches: Option<BatchReader>,
 }
 
 /// Reads a disk from other threads, while its file systems are frozen.
@@ -71,7 +81,9 @@ impl Source {
         let (file, direct) = open(&disk.path).map_err(|e| SyncError::vanished(&disk.path, e))?;
         let metadata = file.metadata().map_err(|e| SyncError::vanished(&disk.path, e))?;
         let has_holes = !metadata.file_type().is_block_device();
-        let source = Self { disk: disk.clone(), file, direct, has_holes };
+        // Through the page cache a batch would wait for each of its reads all the same.
+        let batches = if direct { BatchReader::new(MOST_READS).ok() } else { None };
+        let source = Self { disk: disk.clone(), file, direct, has_holes, batches };
         source.check()?;
         Ok(source)
     }
@@ -107,11 +119,41 @@ impl Source {
     pub(super) fn read(&mut self, offset: u64, at_most: u64, buffer: &mut Buffer) -> Result<(), SyncError> {
         let step = STEP as u64 - offset % STEP as u64;
         let length = step.min(at_most).min(self.size().saturating_sub(offset));
+        self.read_one(Read { range: ByteRange { offset, length }, at: 0 }, buffer)
+    }
+
+    /// Reads each to its place in the buffer. None may cross a border of the buffer's size on the disk, or the disk's end.
+    pub(super) fn read_all(&mut self, reads: &[Read], buffer: &mut Buffer) -> Result<(), SyncError> {
+        let whole = self.read_batch(reads, buffer);
+        let mut end = 0;
+        for (number, read) in reads.iter().enumerate() {
+            if !whole.get(number).copied().unwrap_or(false) {
+                self.read_one(*read, buffer)?;
+            }
+            end = end.max(read.at + usize::try_from(read.range.length).unwrap_or(STEP));
+        }
+        buffer.set_length(end);
+        Ok(())
+    }
+
+    /// Reads what can be read together; says of each whether it was.
+    fn read_batch(&mut self, reads: &[Read], buffer: &mut Buffer) -> Vec<bool> {
+        let Some(batches) = self.batches.as_mut().filter(|_| self.direct && reads.len() > 1) else { return Vec::new() };
+        let part = |read: &Read| {
+            let length = usize::try_from(read.range.length.next_multiple_of(ALIGNMENT)).unwrap_or(STEP);
+            Part { offset: read.range.offset, at: read.at, length }
+        };
+        let parts: Vec<_> = reads.iter().map(part).collect();
+        batches.read(self.file.as_fd(), buffer.space(), &parts)
+    }
+
+    fn read_one(&mut self, read: Read, buffer: &mut Buffer) -> Result<(), SyncError> {
+        let ByteRange { offset, length } = read.range;
         let length = usize::try_from(length).unwrap_or(0);
-        buffer.set_length(length);
+        buffer.set_length(read.at + length);
         let mut done = 0;
         while done < length {
-            let count = self.read_some(offset, done, length, buffer)?;
+            let count = self.read_some(read, done, buffer)?;
             // Only the end of the disk is not aligned: reading on from within a block is not possible.
             let aligned = usize::try_from(ALIGNMENT).unwrap_or(1);
             let next = done + count;
@@ -174,12 +216,13 @@ impl Source {
         self.has_holes.then(|| seek(&self.file, to))
     }
 
-    fn read_some(&mut self, offset: u64, done: usize, length: usize, buffer: &mut Buffer) -> Result<usize, SyncError> {
-        let at = offset + done as u64;
+    fn read_some(&mut self, read: Read, done: usize, buffer: &mut Buffer) -> Result<usize, SyncError> {
+        let at = read.range.offset + done as u64;
         // Up to a whole block, as direct I/O wants it; at the disk's end fewer bytes come.
-        let wanted = length.next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1)).min(STEP);
+        let length = usize::try_from(read.range.length.next_multiple_of(ALIGNMENT)).unwrap_or(STEP);
+        let wanted = (read.at + length).min(STEP);
         loop {
-            let space = buffer.space().get_mut(done..wanted).unwrap_or_default();
+            let space = buffer.space().get_mut(read.at + done..wanted).unwrap_or_default();
             match self.file.read_at(space, at) {
                 Ok(count) => return Ok(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

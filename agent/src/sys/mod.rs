@@ -4,6 +4,7 @@
 //! pointer that the kernel gets outlives the call.
 #![allow(unsafe_code)] // The calls below take pointers; each one says why they are valid.
 
+pub(crate) mod batch_read;
 pub(crate) mod bpf;
 pub(crate) mod freeze;
 pub(crate) mod loop_disk;
