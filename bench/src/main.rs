@@ -110,17 +110,22 @@ fn measure_deltas(image: &Path, folder: &Path, runs: usize) -> Result<serde_json
         figures.sort_by(f64::total_cmp);
         figures.get(figures.len() / 2).copied()
     };
+    for delta in &ours {
+        let sender = delta.sender_cpu_seconds.unwrap_or_default();
+        println!("CPU s: {:.2}, the sender {sender:.2} of it", delta.cpu_seconds);
+    }
     let row = |name: &str, figure: fn(&delta::Delta) -> f64| {
         let (a, b) = (median(&ours, figure), median(&theirs, figure));
         let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-        println!("{name:<22}{:>12}{:>12}", shown(a), shown(b));
+        println!("{name:<25}{:>12}{:>12}", shown(a), shown(b));
         json!({"rehost": a, "rsync": b})
     };
-    println!("{:<22}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
+    println!("{:<25}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
     Ok(json!({
         "changedBytes": delta::changed_bytes(),
         "cpuSeconds": row("CPU s, both sides", |delta| delta.cpu_seconds),
         "senderCpuSeconds": row("CPU s, sender", |delta| delta.sender_cpu_seconds.unwrap_or(f64::NAN)),
+        "manifestCpuSeconds": row("CPU s, digests after it", |delta| delta.manifest_cpu_seconds.unwrap_or(f64::NAN)),
         "wallSeconds": row("wall s", |delta| delta.wall_seconds),
         "wireMb": row("wire MB", |delta| delta.wire_mb),
     }))

@@ -26,6 +26,8 @@ use crate::measure::{Measured, Timed};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(5);
+/// The same where the looking would be seen in the figures: an agent looks once a second.
+const LOOK_SELDOM: Duration = Duration::from_millis(25);
 
 /// Syncs `image` once; `folder` is made and holds everything.
 pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Measured> {
@@ -179,7 +181,7 @@ pub(crate) fn receive_delta(folder: &Path) -> Result<()> {
         for held in engine.report().into_iter().filter_map(|report| report.held) {
             engine.release_hold(&server, held);
         }
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(LOOK_SELDOM);
     }
 }
 
@@ -196,7 +198,7 @@ pub(crate) fn send_delta(folder: &Path) -> Result<()> {
         }
         control.request_checkpoint(Epoch(epoch));
         while control.progress().reached < Epoch(epoch) && !engine.is_finished() {
-            thread::sleep(LOOK);
+            thread::sleep(LOOK_SELDOM);
         }
         ensure!(control.progress().tracker != Some(TrackerKind::Rescan), "{:?}", control.progress().trackers);
         let new = folder.join("reached.new");
