@@ -54,7 +54,7 @@ impl Ec2Compute {
     /// See [`rehost_control::ports::Compute::read_snapshot`].
     pub(crate) async fn read_blocks(&self, snapshot: &SnapshotId, offset: u64, length: usize) -> PortResult<Vec<u8>> {
         let block = BLOCK as u64;
-        if offset % block != 0 || !length.is_multiple_of(BLOCK) || length > MAX_SNAPSHOT_READ {
+        if !offset.is_multiple_of(block) || !length.is_multiple_of(BLOCK) || length > MAX_SNAPSHOT_READ {
             return Err(PortError::invalid(format!(
                 "{length} bytes from {offset} of {snapshot} cannot be read: both must be multiples of {BLOCK}, the length at most \
                  {MAX_SNAPSHOT_READ}"

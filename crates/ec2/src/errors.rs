@@ -25,11 +25,13 @@ where
     let SdkError::ServiceError(refusal) = error else {
         return unanswered(action, &subject, error);
     };
-    let code = refusal.err().code().unwrap_or("no code");
-    let message = shortened(refusal.err().message().unwrap_or_default());
-    let Meaning { kind, remedy } = meaning(code, refusal.raw().status().as_u16());
+    let (status, code) = (refusal.raw().status().as_u16(), refusal.err().code());
+    let Meaning { kind, remedy } = meaning(code.unwrap_or_default(), status);
+    let code = code.map_or_else(|| format!("status {status}"), str::to_owned);
+    let message = shortened(refusal.err().message().unwrap_or("no reason was given"));
     let remedy =
-        if kind == Denied && remedy.is_empty() { format!("; the role needs {action}") } else { with_semicolon(remedy) };
+        if kind == Denied && remedy.is_empty() { format!("the role needs {action}") } else { remedy.to_owned() };
+    let remedy = if remedy.is_empty() { remedy } else { format!("; {remedy}") };
     PortError::new(kind, format!("{action} for {subject}: {code}: {message}{remedy}"))
 }
 
@@ -60,10 +62,6 @@ fn causes(error: &dyn std::error::Error) -> String {
 fn shortened(message: &str) -> String {
     let message = message.split(ENCODED).next().unwrap_or_default().trim_end();
     message.chars().take(LONGEST_MESSAGE).collect()
-}
-
-fn with_semicolon(remedy: &str) -> String {
-    if remedy.is_empty() { String::new() } else { format!("; {remedy}") }
 }
 
 /// What a code means.

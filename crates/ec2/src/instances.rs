@@ -125,9 +125,17 @@ impl Ec2Compute {
         match self.ec2.terminate_instances().instance_ids(id.as_str()).send().await {
             Ok(_) => Ok(()),
             Err(e) if code(&e) == Some("InvalidInstanceID.NotFound") => Ok(()),
-            Err(e) => Err(failed("ec2:TerminateInstances", id, &e)),
+            Err(e) => match self.described(id).await {
+                // Whatever was wrong with the call: it has ended already.
+                Ok(Some(described)) if is_ending(&described) => Ok(()),
+                _ => Err(failed("ec2:TerminateInstances", id, &e)),
+            },
         }
     }
+}
+
+fn is_ending(instance: &Ec2Instance) -> bool {
+    matches!(state_of(instance), InstanceState::ShuttingDown | InstanceState::Terminated)
 }
 
 pub(crate) fn instance_id(text: Option<&str>) -> PortResult<InstanceId> {

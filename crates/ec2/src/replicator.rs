@@ -124,10 +124,14 @@ mod tests {
             };
             groups(&settings, Some(&default))
         };
-        assert_eq!(with(&[&own], true), [own.clone(), default.clone()]);
-        assert_eq!(with(&[&own], false), [own.clone()]);
-        assert_eq!(with(&[], false), [default.clone()]);
-        assert_eq!(with(&[&default], true), [default.clone()]);
+        for (ids, associate, expected) in [
+            (vec![&own], true, vec![&own, &default]),
+            (vec![&own], false, vec![&own]),
+            (vec![], false, vec![&default]),
+            (vec![&default], true, vec![&default]),
+        ] {
+            assert_eq!(with(&ids, associate).iter().collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

@@ -72,8 +72,6 @@ async fn settings_that_refer_to_nothing_are_not_taken_for_the_absence_of_the_thi
     let no_type = launch(RightSizing::None, None);
     let no_image = InstanceSpec { image: None, ..launch(RightSizing::Basic, None) };
     let giant = InstanceSpec { cpus: 100_000, ..launch(RightSizing::Basic, None) };
-    let misconfigured = world.with(|config| config.staging_launch_template = "lt-0123456789abcdef0".to_owned()).await;
-    let replicator = replicator_spec(&world, ReplicationSettings::default()).await;
     for (error, kind, told) in [
         (compute.create_volume(&no_subnet, &made).await.unwrap_err(), PortErrorKind::Invalid, "replication settings"),
         (compute.create_volume(&no_key, &made).await.unwrap_err(), PortErrorKind::Invalid, "ebsEncryptionKeyArn"),
@@ -81,11 +79,6 @@ async fn settings_that_refer_to_nothing_are_not_taken_for_the_absence_of_the_thi
         (compute.run_instance(&no_type, &made).await.unwrap_err(), PortErrorKind::Invalid, "right-sizing is NONE"),
         (compute.run_instance(&no_image, &made).await.unwrap_err(), PortErrorKind::Invalid, "images"),
         (compute.run_instance(&giant, &made).await.unwrap_err(), PortErrorKind::Quota, "in eu-central-1b"),
-        (
-            misconfigured.launch_replication_server(&replicator, &made).await.unwrap_err(),
-            PortErrorKind::Invalid,
-            "launch template",
-        ),
         (
             compute.create_snapshots(&[VolumeId::generate()], &world.tags("staging", &made), &made).await.unwrap_err(),
             PortErrorKind::NotFound,

@@ -79,13 +79,6 @@ impl World {
         }
     }
 
-    /// Compute with a changed configuration.
-    pub(crate) async fn with(&self, change: impl FnOnce(&mut RegionConfig)) -> Ec2Compute {
-        let mut config = self.config.clone();
-        change(&mut config);
-        Ec2Compute::new(&sdk(&self.proxy.endpoint()).await, config, self.objects.clone())
-    }
-
     /// The tags that the ledger gives a resource.
     pub(crate) fn tags(&self, purpose: &str, token: &ClientToken) -> Tags {
         let pairs =
