@@ -92,14 +92,6 @@ impl Template {
         let named = policies.map(|policy| policy["Fn::If"].get(1).unwrap_or(policy)["Ref"].as_str());
         named.flatten().map(str::to_owned).collect()
     }
-
-    /// Whether a function may do this at all, on some resource and under some condition.
-    #[must_use]
-    pub fn allows(&self, function: &str, action: &str) -> bool {
-        let functions = self.functions();
-        let statements = functions.get(function).map(|f| self.statements(&f.role)).unwrap_or_default();
-        statements.iter().any(|statement| statement.allows && statement.actions.contains(action))
-    }
 }
 
 fn function(id: &str, properties: &Value) -> Function {

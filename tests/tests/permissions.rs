@@ -149,7 +149,7 @@ fn functions_that_make_nothing_may_make_and_remove_nothing() {
             checks.refuses(role, action, &ec2(kind));
         }
     }
-    for role in ["Enrol", "Agent", "Api", "Verify", "OnEvent"] {
+    for role in ["Enrol", "Agent", "Verify", "OnEvent"] {
         checks.refuses(role, "ec2:TerminateInstances", &ec2("instance"));
         checks.refuses(role, "ec2:RunInstances", &ec2("instance"));
     }
