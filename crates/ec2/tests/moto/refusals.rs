@@ -44,7 +44,10 @@ async fn refusals_say_what_to_change_and_leave_nothing() {
         let error = match *action {
             "CreateVolume" => compute.create_volume(&volume_spec(&world, &token, None), &token).await.unwrap_err(),
             "RunInstances" => compute.launch_replication_server(&spec, &token).await.unwrap_err(),
-            _ => compute.create_snapshots(&[disk.clone()], &world.tags("staging", &token), &token).await.unwrap_err(),
+            _ => compute
+                .create_snapshots(std::slice::from_ref(&disk), &world.tags("staging", &token), &token)
+                .await
+                .unwrap_err(),
         };
         assert_eq!(error.kind, *kind, "{error}");
         assert!(error.message.contains(told) && error.message.contains(code), "{code}: {error}");
