@@ -306,16 +306,20 @@ impl<'a> Bed<'a> {
                 return Some(false);
             }
             let held = report.held;
-            // An older one: its replicator was killed before it could be released.
-            if held.is_some_and(|held| held < epoch) {
-                bed.release();
+            // An older one, that was not or is just being released. Only that: the new one may be held by the time this arrives.
+            if let Some(older) = held.filter(|held| *held < epoch) {
+                bed.release_at(older);
             }
             (held == Some(epoch)).then_some(true)
         })
     }
 
     pub(crate) fn release(&mut self) {
-        let words = format!("release {}", self.epoch);
+        self.release_at(Epoch(self.epoch));
+    }
+
+    fn release_at(&mut self, epoch: Epoch) {
+        let words = format!("release {epoch}");
         if let Some(replicator) = &mut self.replicator {
             replicator.tell(&words);
         }
