@@ -2,7 +2,7 @@
 
 use rehost_model::ledger::{JOB_TAG, LedgerEntry, Purpose, ResourceKind, SERVER_TAG};
 use rehost_model::replicator::ReplicationServer;
-use rehost_model::{JobId, ServerId, SourceServer};
+use rehost_model::{JobId, LifeCycleState, ServerId, SourceServer};
 
 use super::{Act, Done, Facts, Finding, Resource, Why};
 use crate::ledger::{PURPOSE_TAG, TOKEN_TAG};
@@ -23,7 +23,7 @@ fn of_entry(facts: &Facts, entry: &LedgerEntry) -> Finding {
         None if replicator::named_by(entry).is_some() => Some((Why::ServerGone, Act::StrikeOut)),
         None => Some((Why::ServerGone, Act::Remove)),
         // Whoever removes everything of it is at work.
-        Some(server) if server.is_leaving() => None,
+        Some(server) if is_ending(server) => None,
         Some(server) => match replicator::named_by(entry) {
             Some(id) => {
                 let uses = [&server.internal.replicator, &server.internal.former_replicator];
@@ -46,6 +46,11 @@ fn of_entry(facts: &Facts, entry: &LedgerEntry) -> Finding {
         done: Done::Nothing,
     };
     Finding { resource, entry: Some(entry.clone()), act }
+}
+
+/// Whether everything of the server is being removed; a server that was disconnected keeps saying so when that is done.
+fn is_ending(server: &SourceServer) -> bool {
+    server.is_leaving() && server.data_replication_info.data_replication_state.is_active()
 }
 
 fn is_old(facts: &Facts, entry: &LedgerEntry) -> bool {
@@ -123,7 +128,7 @@ fn of_stray(facts: &Facts, stray: &TaggedResource) -> Option<Finding> {
         (_, None) => (Why::UnknownOwner, Act::Nothing),
         (None, Some(Purpose::Cutover)) => return None,
         (None, _) => (Why::ServerGone, Act::Remove),
-        (Some(server), _) if server.is_leaving() => return None,
+        (Some(server), _) if is_ending(server) => return None,
         (Some(server), Some(Purpose::Cutover)) => of_cutover(facts, server, job.as_ref())?,
         (Some(server), _) if is_in_use(facts, server, &stray.id) => (Why::NotInLedger, Act::Nothing),
         (Some(_), _) => (Why::NotInLedger, Act::Remove),
@@ -137,7 +142,10 @@ fn of_stray(facts: &Facts, stray: &TaggedResource) -> Option<Finding> {
 /// A copy of a cutover: the user's, unless its job failed for certain.
 fn of_cutover(facts: &Facts, server: &SourceServer, job: Option<&JobId>) -> Option<(Why, Act)> {
     use rehost_model::job::LaunchStatus::{Failed, Terminated};
-    let Some(job) = job else { return Some((Why::UnknownOwner, Act::Nothing)) };
+    let Some(job) = job else {
+        let is_users = server.life_cycle.state == LifeCycleState::Cutover;
+        return (!is_users).then_some((Why::UnknownOwner, Act::Nothing));
+    };
     if shows_copy_of(server, job) {
         return None;
     }

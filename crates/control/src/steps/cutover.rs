@@ -54,7 +54,7 @@ async fn drain(ports: &Ports, context: &JobContext) -> Answer {
         return Err(StepError::new("NotDrained", not_drained(&context.server)));
     }
     context.record(ports, None, |work| _ = work.drain_began.get_or_insert(now)).await?;
-    in_progress(1)
+    in_progress(ports.polling.patience(now.ms_since(since), 1))
 }
 
 fn not_drained(server: &SourceServer) -> String {

@@ -25,7 +25,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     snapshot::forget(ports, &server.source_server_id).await?;
     if anything_is_left(ports, &server).await? {
         // A step of another execution was just making something when this one began.
-        return in_progress(1);
+        return in_progress(ports.polling.patience(waited_ms, 1));
     }
     repo::update_server(ports, &server.source_server_id, |server| {
         let internal = &mut server.internal;

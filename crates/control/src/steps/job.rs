@@ -19,7 +19,10 @@ pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
     let participant = job.participating_servers.iter().find(|p| p.source_server_id == id);
     match participant.map(|p| p.launch_status) {
         Some(status) if status.is_over() => Ok(json!({"status": "DONE", "launchStatus": status})),
-        Some(_) => in_progress(1),
+        Some(_) => {
+            let waited_ms = ports.clock.now().ms_since(job.creation_date_time);
+            in_progress(ports.polling.patience(waited_ms, 1))
+        }
         None => Err(StepError::new("InvalidInput", format!("the server {id} takes no part in the job {}", job.job_id))),
     }
 }

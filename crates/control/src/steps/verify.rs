@@ -23,7 +23,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let limit_ms = context.server.internal.launch.verify_timeout_seconds.saturating_mul(1000);
     let waited_ms = context.work.launched_at.map_or(0, |since| ports.clock.now().ms_since(since));
     if waited_ms <= limit_ms {
-        return in_progress(1);
+        return in_progress(ports.polling.patience(waited_ms, 1));
     }
     let cause = format!("after {} s the copy {instance} still fails: {missing}", waited_ms / 1000);
     Err(StepError::new("VerifyFailed", with_console(ports, instance, cause).await))
