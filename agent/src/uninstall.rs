@@ -71,6 +71,7 @@ pub async fn uninstall(
         Err(error) => say(&format!("warning: the control plane is not told: {error}")),
     }
     StatusFile::new(&options.runtime_dir, &options.state_dir).remove();
+    say_what_stays_fenced(&state, say);
     remove_state(&state)?;
     say(&format!("identity removed from {}", options.state_dir.display()));
     if !options.no_service {
@@ -84,6 +85,13 @@ pub async fn uninstall(
 fn forget_marks(settings: &AgentSettings, say: &mut dyn FnMut(&str)) {
     if let Err(error) = tracker::forget(&tracker_options(&settings.source_server_id)) {
         say(&format!("warning: marks of changes stay in the kernel's memory until the next boot: {error}"));
+    }
+}
+
+/// After a cutover the source is meant to stay out of use; who wants it back must know how, as the record goes.
+fn say_what_stays_fenced(state: &StateDir, say: &mut dyn FnMut(&str)) {
+    if state.path().join(FENCE_FILE).exists() {
+        say("note: the quiesce scripts have run here; to use this source again, run those of unquiesce.d by hand");
     }
 }
 
