@@ -153,7 +153,8 @@ mod tests {
     use super::*;
 
     fn call(method: &str, uri: &str, service: &str, headers: &[(&str, &str)], body: &'static str) -> Call {
-        let scope = format!("AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/{service}/aws4_request, Signature=0");
+        let scope =
+            format!("AWS4-HMAC-SHA256 Credential=test/20260101/eu-central-1/{service}/aws4_request, Signature=0");
         let mut request = Request::builder().method(method).uri(uri).header("authorization", scope);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -193,7 +194,8 @@ mod tests {
         let run = call("POST", "/", "ec2", &form, "Action=RunInstances&Tag.1.Value=a%2Fb+c%zz&Empty=");
         assert_eq!(run.form()["Tag.1.Value"], "a/b c%zz");
         assert_eq!(run.form()["Empty"], "");
-        let put = call("POST", "/", "dynamodb", &[("x-amz-target", "DynamoDB_20120810.PutItem")], r#"{"TableName":"t"}"#);
+        let put =
+            call("POST", "/", "dynamodb", &[("x-amz-target", "DynamoDB_20120810.PutItem")], r#"{"TableName":"t"}"#);
         assert_eq!(put.json()["TableName"], "t");
         assert_eq!(run.json(), Value::Null);
     }

@@ -60,7 +60,10 @@ enum What {
     #[default]
     Nothing,
     Single(Fault),
-    FirstAttempts { after_effect: bool, failure: Failure },
+    FirstAttempts {
+        after_effect: bool,
+        failure: Failure,
+    },
     EveryOnce(Failure),
 }
 

@@ -15,15 +15,23 @@ const WRITERS: u64 = 12;
 /// # Panics
 /// When the store breaks it.
 pub async fn suite(store: Arc<dyn Store>) {
-    items_are_read_as_written(&*store).await;
-    creating_needs_absence(&*store).await;
-    writing_needs_the_present_version(&*store).await;
-    deleting_needs_the_present_version(&*store).await;
-    a_new_life_begins_at_one(&*store).await;
-    kinds_are_apart(&*store).await;
-    lists_are_exact_and_ordered(&*store).await;
+    alone(&*store).await;
     of_many_creators_one_wins(Arc::clone(&store)).await;
     no_update_is_lost(store).await;
+}
+
+/// The part of [`suite`] with one writer at a time.
+///
+/// # Panics
+/// When the store breaks it.
+pub async fn alone(store: &dyn Store) {
+    items_are_read_as_written(store).await;
+    creating_needs_absence(store).await;
+    writing_needs_the_present_version(store).await;
+    deleting_needs_the_present_version(store).await;
+    a_new_life_begins_at_one(store).await;
+    kinds_are_apart(store).await;
+    lists_are_exact_and_ordered(store).await;
 }
 
 fn refused<T: std::fmt::Debug>(result: PortResult<T>, what: &str) {

@@ -41,7 +41,8 @@ pub trait Tokens: Send + Sync {
 pub async fn suite(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
     executions(workflows, machines).await;
     tasks(workflows, machines, tokens).await;
-    failures_of_tasks(workflows, machines, tokens).await;
+    a_failure_of_a_task(workflows, machines, tokens).await;
+    a_token_dies_with_its_execution(workflows, machines.awaits, tokens).await;
 }
 
 /// The part of [`suite`] about executions.
@@ -66,13 +67,12 @@ pub async fn tasks(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &d
     heartbeats_keep_a_task_waiting(workflows, machines.listens, tokens).await;
 }
 
-/// The part about tasks that fail while they wait.
+/// The part about a task that is reported to have failed.
 ///
 /// # Panics
 /// When the implementation breaks it.
-pub async fn failures_of_tasks(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
+pub async fn a_failure_of_a_task(workflows: &dyn Workflows, machines: Machines<'_>, tokens: &dyn Tokens) {
     a_reported_failure_is_that_of_the_task(workflows, machines.awaits, tokens).await;
-    a_token_dies_with_its_execution(workflows, machines.awaits, tokens).await;
 }
 
 /// The names of executions begin with their machine's.
