@@ -91,6 +91,8 @@ pub(crate) enum Command {
     /// Show a job and its log.
     #[command(subcommand)]
     Job(JobCommand),
+    /// Compare ledgers, tags and reality: show what exists on behalf of servers and nobody needs.
+    Leftovers(LeftoversArgs),
     /// Follow servers as they replicate: live bars on a terminal, plain lines elsewhere.
     Watch(WatchArgs),
 }
@@ -269,6 +271,28 @@ pub(crate) struct SetArgs {
     /// Keep the newest snapshot of each of so many days.
     #[arg(long, value_name = "NUMBER")]
     pub(crate) keep_daily: Option<u32>,
+    /// The EC2 launch template whose default version says what else copies are launched with; an empty text takes it away.
+    #[arg(long, value_name = "lt-…")]
+    pub(crate) launch_template: Option<String>,
+    /// Whether copies get the source's private address.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) copy_private_ip: Option<bool>,
+    /// Whether the instance type of copies is chosen by the source's CPUs and memory; otherwise the launch template says it.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) right_size: Option<bool>,
+    /// Replace the server's replication server after so many days; 0: never.
+    #[arg(long, value_name = "DAYS")]
+    pub(crate) rotate_after: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LeftoversArgs {
+    /// Remove them now; the region does so by itself every hour on AWS.
+    #[arg(long)]
+    pub(crate) reap: bool,
+    /// Show what is in use, too, and what each server costs where prices are known.
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]

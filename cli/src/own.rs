@@ -7,8 +7,10 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use rehost_api::leftovers::{LEFTOVERS_PATH, LeftoversRequest};
 use rehost_api::settings::{ADD_DISK_PATH, AddDiskRequest, SETTINGS_PATH, SettingsRequest, SettingsResponse};
 use rehost_api::snapshots;
+use rehost_control::reaper::Leftovers;
 use rehost_control::snapshots::{TakenSnapshot, Verified};
 use rehost_link::control_client::{ControlClient, ControlError, Proof, Trust};
 use rehost_link::sigv4::sign_json;
@@ -52,6 +54,11 @@ pub(crate) async fn snapshot_status(target: &Target, request: &snapshots::Status
 /// Compares a part of a snapshot with its manifests.
 pub(crate) async fn verify_snapshot(target: &Target, request: &snapshots::VerifyRequest) -> Result<Verified> {
     ask(target, snapshots::VERIFY_PATH, request).await
+}
+
+/// Shows, or removes, what nobody needs.
+pub(crate) async fn leftovers(target: &Target, request: &LeftoversRequest) -> Result<Leftovers> {
+    ask(target, LEFTOVERS_PATH, request).await
 }
 
 async fn ask<T: DeserializeOwned>(target: &Target, path: &str, request: &impl Serialize) -> Result<T> {

@@ -293,11 +293,18 @@ pub(crate) fn settings(own: &ServerSettings) -> String {
     facts.add_some("New disks join", own.auto_add_disks.map(yes_or_no));
     facts.add_some("Snapshot every", own.snapshot_schedule.map(|schedule| every(schedule.every_minutes)));
     facts.add_some("Snapshots kept", own.retention.map(kept));
+    facts.add_some("Launch template", own.ec2_launch_template_id.clone());
+    facts.add_some("Copies its address", own.copy_private_ip.map(yes_or_no));
+    facts.add_some("Replication server", own.replication_server_rotation_days.map(rotation));
     facts.to_string()
 }
 
 fn every(minutes: u64) -> String {
     if minutes == 0 { "only on demand".to_owned() } else { crate::show::duration(minutes.saturating_mul(60)) }
+}
+
+fn rotation(days: u64) -> String {
+    if days == 0 { "never replaced for its age".to_owned() } else { format!("replaced after {days} days") }
 }
 
 fn kept(retention: Retention) -> String {

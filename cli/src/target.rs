@@ -119,4 +119,53 @@ mod tests {
         let said = Some(SigningService::ExecuteApi);
         assert_eq!(scope(emulator, Some("us-east-1"), said), ("us-east-1".to_owned(), "execute-api"));
     }
+
+    /// A service that answers one request with an empty list; gives where it listens, and then what it was asked.
+    async fn service() -> (String, tokio::task::JoinHandle<String>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 16 * 1024];
+            let length = stream.read(&mut request).await.unwrap();
+            let body = r#"{"items":[]}"#;
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length";
+            stream.write_all(format!("{head}: {}\r\n\r\n{body}", body.len()).as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        (format!("http://{address}"), asked)
+    }
+
+    fn target(url: &str, service: Option<SigningService>) -> Target {
+        let credentials = Credentials::new("ASIAEXAMPLE", "a secret", Some("a token".to_owned()), None, "test");
+        let config = SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(url)
+            .region(Region::from_static("eu-west-1"))
+            .credentials_provider(SharedCredentialsProvider::new(credentials))
+            .build();
+        Target { scope: scope_of(&config, service), config, home: None }
+    }
+
+    #[tokio::test]
+    async fn both_clients_sign_for_the_same_scope_and_with_the_session_token() {
+        for (said, scope) in [(None, "/eu-west-1/mgn/"), (Some(SigningService::ExecuteApi), "/eu-west-1/execute-api/")]
+        {
+            for official in [true, false] {
+                let (url, asked) = service().await;
+                let target = target(&url, said);
+                if official {
+                    crate::client::Mgn::new(target).jobs(None).await.unwrap();
+                } else {
+                    crate::own::snapshots(&target, &rehost_api::snapshots::ListRequest::default()).await.unwrap();
+                }
+                let asked = asked.await.unwrap().to_lowercase();
+                let signature = asked.lines().find(|line| line.starts_with("authorization:")).unwrap();
+                assert!(signature.contains(&format!("{scope}aws4_request")), "{official}: {signature}");
+                assert!(signature.contains("x-amz-security-token"), "{official}: {signature}");
+                assert!(asked.contains("x-amz-security-token: a token") && !asked.contains("a secret"), "{official}");
+            }
+        }
+    }
 }

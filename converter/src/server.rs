@@ -1,10 +1,12 @@
 //! A conversion server: the converter as one program among others on a machine that runs anyway, such as an EC2 instance.
 //!
 //! The request comes from a file and the report goes to one, whole or not at all. The volumes are NVMe disks whose serial numbers are
-//! the volumes' ids; where an emulator has them as files of a directory instead, they are attached here as loop devices.
+//! the volumes' ids; where an emulator has them as files of a directory instead, they are attached here as loop devices: one for the disk
+//! and one for each partition, since not every kernel divides loop devices by itself.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::symlink;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use rehost_model::conversion::{ConversionOutcome, ConversionReport, ConversionRequest, SCHEMA_VERSION};
 
 use crate::attached::{self, Failure, Machine, machine_error, nvme_disks, plain};
-use crate::disk::Disks;
+use crate::disk::{Disk, Disks};
 
 /// What a conversion server is told.
 #[derive(Debug, Clone)]
@@ -89,27 +91,45 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 struct Server {
     disks: Option<PathBuf>,
     wait: Duration,
+    /// Has the mount point, and names for loop devices as the kernel would give them: `disk0`, `disk0p1`.
+    work: PathBuf,
     mount_point: PathBuf,
     loops: Vec<PathBuf>,
+    attached: usize,
 }
 
 impl Server {
     fn new(options: &ServerOptions) -> Result<Self, Failure> {
-        let mount_point = std::env::temp_dir().join(format!("rehost-guest-{}", std::process::id()));
+        let work = std::env::temp_dir().join(format!("rehost-conversion-{}", std::process::id()));
+        let mount_point = work.join("guest");
         fs::create_dir_all(&mount_point).map_err(|error| {
             let cause = format!("cannot make {} to mount the guest at: {error}", mount_point.display());
             machine_error(cause, "run the converter as root; set TMPDIR to a directory that can be written")
         })?;
-        Ok(Self { disks: options.disks.clone(), wait: options.wait, mount_point, loops: Vec::new() })
+        let (disks, wait) = (options.disks.clone(), options.wait);
+        Ok(Self { disks, wait, work, mount_point, loops: Vec::new(), attached: 0 })
     }
 
     fn attach_file(&mut self, directory: &Path, serial: &str) -> io::Result<Option<PathBuf>> {
         let names = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
         let is_it = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).map(plain) == Some(plain(serial));
         let Some(file) = names.into_iter().find(is_it) else { return Ok(None) };
-        let device = PathBuf::from(losetup(&["--find", "--show", "--partscan"], &file)?.trim());
+        let disk = self.work.join(format!("disk{}", self.attached));
+        self.attached += 1;
+        self.attach_part(&file, 0, 0, &disk)?;
+        let contents = Disk::read(&disk, None)?;
+        for partition in contents.volumes.iter().map(|volume| &volume.partition).filter(|p| p.number > 0) {
+            self.attach_part(&file, partition.start, partition.bytes, &contents.volume_node(partition.number))?;
+        }
+        Ok(Some(disk))
+    }
+
+    /// Attaches `bytes` bytes (0: all) of a file from `offset` on; `name` becomes a link to the device.
+    fn attach_part(&mut self, file: &Path, offset: u64, bytes: u64, name: &Path) -> io::Result<()> {
+        let (offset, limit) = (format!("--offset={offset}"), format!("--sizelimit={bytes}"));
+        let device = PathBuf::from(losetup(&["--find", "--show", &offset, &limit], file)?.trim());
         self.loops.push(device.clone());
-        Ok(Some(device))
+        symlink(device, name)
     }
 }
 
@@ -139,8 +159,10 @@ impl Drop for Server {
                 println!("rehost-converter: {}: {error}", device.display());
             }
         }
-        if let Err(error) = fs::remove_dir(&self.mount_point) {
-            println!("rehost-converter: {}: {error}", self.mount_point.display());
+        // Only if nothing is mounted there any more.
+        let removed = fs::remove_dir(&self.mount_point).and_then(|()| fs::remove_dir_all(&self.work));
+        if let Err(error) = removed {
+            println!("rehost-converter: {}: {error}", self.work.display());
         }
     }
 }

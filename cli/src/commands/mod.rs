@@ -2,6 +2,7 @@
 
 mod actions;
 mod jobs;
+mod leftovers;
 mod region;
 mod servers;
 mod snapshots;
@@ -53,6 +54,7 @@ async fn ask(mgn: &Mgn, cli: Cli) -> Result<()> {
         Command::Snapshots(args) => snapshots::run(mgn, args, json).await,
         Command::Jobs(args) => jobs::list(mgn, args, json).await,
         Command::Job(JobCommand::Show(args)) => jobs::show(mgn, &args, json).await,
+        Command::Leftovers(args) => leftovers::run(mgn, &args, json).await,
         Command::Watch(args) => watch::watch(mgn, &args, json).await,
         Command::Init(_) | Command::Serve(_) | Command::Install(_) => Ok(()),
     }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use aws_sdk_mgn::types::SourceServer;
 use rehost_api::settings::{AddDiskRequest, SettingsRequest};
 use rehost_control::operations::ServerSettings;
+use rehost_model::launch::RightSizing;
 use rehost_model::settings::{MigrationPolicy, Retention, SnapshotSchedule};
 use serde_json::{Value, json};
 
@@ -90,6 +91,10 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         auto_add_disks: set.auto_disks,
         snapshot_schedule: set.snapshot_every.map(|every_minutes| SnapshotSchedule { every_minutes }),
         retention: None,
+        ec2_launch_template_id: set.launch_template.clone(),
+        copy_private_ip: set.copy_private_ip,
+        target_instance_type_right_sizing_method: set.right_size.map(right_sizing),
+        replication_server_rotation_days: set.rotate_after,
     };
     let mut request = SettingsRequest { source_server_id, settings: ServerSettings::default() };
     if names_gates(&set) {
@@ -107,6 +112,10 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
     request.settings = settings;
     let answer = own::settings(&mgn.target, &request).await?;
     if json { out_json(&answer.settings) } else { out(report::settings(&answer.settings)) }
+}
+
+fn right_sizing(by_source: bool) -> RightSizing {
+    if by_source { RightSizing::Basic } else { RightSizing::None }
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -8,6 +8,7 @@ pub mod access;
 pub mod error;
 mod extract;
 mod gateway;
+pub mod leftovers;
 mod mgn;
 mod own;
 mod page;
@@ -109,6 +110,7 @@ fn own_routes() -> Router<ApiState> {
         .route(snapshots::VERIFY_PATH, post(snapshots::verify))
         .route(settings::SETTINGS_PATH, post(own::server_settings))
         .route(settings::ADD_DISK_PATH, post(own::add_disk))
+        .route(leftovers::LEFTOVERS_PATH, post(leftovers::leftovers))
 }
 
 fn agent_routes() -> Router<ApiState> {

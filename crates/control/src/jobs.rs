@@ -181,9 +181,17 @@ pub(crate) async fn start_finalize(ports: &Ports, server: &SourceServer) -> Port
 /// # Errors
 /// Those of the ports; what was recovered until then stays.
 pub async fn recover(ports: &Ports) -> PortResult<()> {
-    let jobs = repo::list::<Job>(ports, "").await?;
+    recover_older_than(ports, 0).await
+}
+
+/// As [`recover`], where other processes are at work meanwhile: a job that is younger is left to whoever is just beginning it.
+///
+/// # Errors
+/// As [`recover`].
+pub async fn recover_older_than(ports: &Ports, age_ms: u64) -> PortResult<()> {
+    let (jobs, now) = (repo::list::<Job>(ports, "").await?, ports.clock.now());
     let unfinished: Vec<_> = jobs.iter().filter(|job| job.status != JobStatus::Completed).collect();
-    for job in &unfinished {
+    for job in unfinished.iter().filter(|job| now.ms_since(job.creation_date_time) >= age_ms) {
         recover_job(ports, job).await?;
     }
     let terminating: Vec<_> = unfinished

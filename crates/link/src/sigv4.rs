@@ -104,7 +104,7 @@ pub fn sign_json(
     body: &[u8],
     now: SystemTime,
 ) -> Result<Vec<(String, String)>, SigV4Error> {
-    let failed = |e: &dyn std::fmt::Display| SigV4Error(e.to_string());
+    let failed = |e: &dyn fmt::Display| SigV4Error(e.to_string());
     let token = key.session_token.as_ref().map(|t| t.to_string());
     let identity = Credentials::new(&key.id, key.secret.as_str(), token, None, "rehost").into();
     let params = v4::SigningParams::builder()

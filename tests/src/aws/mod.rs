@@ -8,8 +8,8 @@ pub mod faults;
 pub mod front;
 pub mod plane;
 pub mod proxy;
-pub mod wire;
 pub mod stack;
+pub mod wire;
 
 pub use calls::Call;
 pub use emulators::{MiniStack, Moto};

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use rehost_control::authority::{self, Authority};
 use rehost_control::ports::{Clock, Events, Keys, Objects, Polling, PortResult, Ports};
 use rehost_control::rules::RuledEvents;
-use rehost_control::{PortError, PortErrorKind, jobs, monitor, schedule, steps};
+use rehost_control::{PortError, PortErrorKind, jobs, monitor, reaper, schedule, steps};
 use rehost_model::region::LOCAL_REGION;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -56,6 +56,9 @@ const LOOK_AFTER_EVERY: Duration = Duration::from_secs(30);
 
 /// How often it is looked for snapshots that are due or were cut off.
 const KEEP_SNAPSHOTS_EVERY: Duration = Duration::from_secs(5);
+
+/// How often it is looked for what nobody needs.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// The files of a home, by their names in it.
 mod names {
@@ -143,6 +146,7 @@ impl LocalRegion {
         let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
         background.spawn(async move { compute.supervise().await });
         background.spawn(keep_snapshots(ports.clone()));
+        background.spawn(tidy_up(ports.clone()));
         background.spawn(look_after(ports));
         Ok(())
     }
@@ -220,6 +224,21 @@ async fn keep_snapshots(ports: Ports) {
     loop {
         report("not every snapshot could go on; it is tried again", schedule::tick(&ports).await);
         tokio::time::sleep(KEEP_SNAPSHOTS_EVERY).await;
+    }
+}
+
+/// Removes what nobody needs; for ever.
+async fn tidy_up(ports: Ports) {
+    loop {
+        tokio::time::sleep(TIDY_EVERY).await;
+        match reaper::reap(&ports, None, false).await {
+            Ok(found) => {
+                for resource in found.left() {
+                    tracing::warn!(?resource, "something was left over");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "it cannot be seen what is left over"),
+        }
     }
 }
 
