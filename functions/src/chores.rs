@@ -1,6 +1,7 @@
 //! What is invoked by events and by the clock, and is no step.
 
 use rehost_control::ports::Ports;
+use rehost_control::reaper::{self, Done};
 use rehost_control::steps::StepError;
 use rehost_control::{PortError, jobs, monitor, operations, rules, schedule};
 use rehost_model::event::Event;
@@ -8,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::clock::{millis, since_epoch};
 use crate::metrics;
+
+/// Who starts a job, a function of the API, is done with that long before; milliseconds.
+const SETTLED_MS: u64 = 120_000;
 
 /// Starts what the rules say for an event; the same event twice, or late, starts it once.
 pub(crate) async fn on_event(ports: &Ports, input: Value) -> Result<Value, StepError> {
@@ -19,7 +23,7 @@ pub(crate) async fn on_event(ports: &Ports, input: Value) -> Result<Value, StepE
 /// Does everything that is due, whatever fails of it, and then tells the first failure.
 pub(crate) async fn tick(ports: &Ports, stack: &str) -> Result<Value, StepError> {
     let done = [
-        ("what was cut off", jobs::recover(ports).await),
+        ("what was cut off", jobs::recover_older_than(ports, SETTLED_MS).await),
         ("agents that fell silent", monitor::check_agents(ports).await),
         ("replication servers that died", monitor::check_replicators(ports).await),
         ("snapshots", schedule::tick(ports).await),
@@ -30,6 +34,22 @@ pub(crate) async fn tick(ports: &Ports, stack: &str) -> Result<Value, StepError>
         first = Err(PortError::new(error.kind, format!("{what}: {}", error.message)).into());
     }
     first.map(|()| json!({"status": "DONE"}))
+}
+
+/// Removes what nobody needs any more; what could not be removed stays for the next hour, and shows in a metric.
+pub(crate) async fn reap(ports: &Ports, stack: &str) -> Result<Value, StepError> {
+    let leftovers = reaper::reap(ports, None, false).await?;
+    let (gone, left): (Vec<_>, Vec<_>) = leftovers.left().partition(|one| is_gone(&one.done));
+    for one in gone.iter().chain(&left) {
+        let (id, server) = (one.id.as_deref(), one.server.as_ref().map(tracing::field::display));
+        tracing::warn!(kind = ?one.kind, id, server, why = ?one.why, done = ?one.done, "nobody needs it");
+    }
+    metrics::write(&metrics::leftovers(stack, left.len(), millis(since_epoch())));
+    Ok(json!({"status": "DONE", "removed": gone.len(), "left": left.len()}))
+}
+
+fn is_gone(done: &Done) -> bool {
+    matches!(done, Done::Removed | Done::StruckOut | Done::WrittenDown)
 }
 
 /// Tells how far behind the servers are.
@@ -87,6 +107,8 @@ mod tests {
         region.server().await;
         for _ in 0..2 {
             assert_eq!(tick(&region.ports, "rehost").await.unwrap(), json!({"status": "DONE"}));
+            let reaped = json!({"status": "DONE", "removed": 0, "left": 0});
+            assert_eq!(reap(&region.ports, "rehost").await.unwrap(), reaped);
         }
     }
 }

@@ -15,6 +15,8 @@ pub enum Function {
     OnEvent,
     /// Every minute: what nobody reports, what is due, and what was cut off.
     Tick,
+    /// Every hour: removes what nobody needs, by ledger, tags and what there is.
+    Reap,
 }
 
 impl Function {
@@ -25,6 +27,7 @@ impl Function {
             Self::Step(name) => name,
             Self::OnEvent => "on-event",
             Self::Tick => "tick",
+            Self::Reap => "reap",
         }
     }
 
@@ -34,6 +37,7 @@ impl Function {
             Self::Step(name) => steps::run(ports, name, input).await,
             Self::OnEvent => chores::on_event(ports, input).await,
             Self::Tick => chores::tick(ports, stack).await,
+            Self::Reap => chores::reap(ports, stack).await,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Namespace `Rehost`. Of every invocation, by `Stack` and `Function`: `Duration`, and one of `Done`, `InProgress`, `Stopped`,
 //! `RetryableErrors` and `Errors` (1 each; nothing where it does not apply, since every metric that exists has its price).
 //! Of replication, by `Stack`: `LagSeconds` and `BacklogBytes`, one value a server, and `ReplicatingServers` and
-//! `StalledServers`. Servers' ids stand beside the values and are no dimension: a metric a server would cost more than the
+//! `StalledServers`; of each run of the reaper `Leftovers`. Servers' ids stand beside the values and are no dimension: a metric a server would cost more than the
 //! functions do. Source: the embedded metric format specification of CloudWatch, of which at most 100 values a metric.
 
 use std::time::Duration;
@@ -98,6 +98,12 @@ pub(crate) fn replication(stack: &str, servers: &[SourceServer], at_ms: u64) -> 
     });
     let behind: Vec<_> = servers.iter().filter_map(Behind::of).collect();
     std::iter::once(counts).chain(behind.chunks(MAX_VALUES).map(|some| lag(stack, some, at_ms))).collect()
+}
+
+/// The line about what the reaper found and could not remove.
+pub(crate) fn leftovers(stack: &str, left: usize, at_ms: u64) -> Value {
+    let metrics = json!([metric("Leftovers", "Count")]);
+    json!({"_aws": header(at_ms, &["Stack"], &metrics), "Stack": stack, "Leftovers": left})
 }
 
 /// How far a server's copy is behind.

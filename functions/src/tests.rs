@@ -13,6 +13,8 @@ use rehost_model::link::EnrolRequest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::region::{Connected, Region};
+
 /// The local region stands in for AWS: the same ports.
 pub(crate) struct TestRegion {
     pub(crate) folder: TempDir,
@@ -29,6 +31,12 @@ impl TestRegion {
         let options = OpenOptions { replicator_binary, converter_binary, listen: None };
         let region = LocalRegion::open(&home, options).await.unwrap();
         Self { folder, ports: region.ports.clone(), _region: region }
+    }
+
+    /// It as a function finds it.
+    pub(crate) async fn connected(&self) -> Region {
+        let ports = self.ports.clone();
+        Region::prepare(|| async { Ok(Connected { stack: "rehost".to_owned(), ports }) }).await
     }
 
     /// A server that has enrolled and does nothing yet.

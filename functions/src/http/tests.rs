@@ -8,7 +8,7 @@ use crate::gateway::tests::event;
 use crate::tests::{TestRegion, enrolment};
 
 async fn function(part: Part, region: &TestRegion) -> Http {
-    Http::prepare(part, Region::of(Ok(region.ports.clone()))).await
+    Http::prepare(part, region.connected().await).await
 }
 
 async fn answer(http: &Http, event: Value) -> (u16, Value) {
@@ -68,7 +68,8 @@ async fn a_server_enrols_polls_and_is_described_each_at_its_function() {
 
 #[tokio::test]
 async fn what_is_wrong_with_the_environment_is_told() {
-    let region = Region::of(Err(PortError::invalid("the environment variable REHOST_TABLE is not set")));
+    let wrong = PortError::invalid("the environment variable REHOST_TABLE is not set");
+    let region = Region::prepare(|| async { Err(wrong) }).await;
     let http = Http::prepare(Part::Api, region).await;
     let (status, body) = answer(&http, event("/DescribeSourceServers", "{}")).await;
     assert!(status >= 400 && body["message"].as_str().unwrap().contains("REHOST_TABLE"), "{body}");

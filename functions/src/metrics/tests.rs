@@ -90,3 +90,12 @@ async fn many_servers_take_several_lines() {
     let counts: Vec<_> = lines[1..].iter().map(|line| line["servers"].as_array().unwrap().len()).collect();
     assert_eq!(counts, [100, 100, 50]);
 }
+
+#[test]
+fn leftovers_are_counted_also_when_there_are_none() {
+    for left in [0, 3] {
+        let line = leftovers("rehost", left, AT_MS);
+        check(&line);
+        assert_eq!(line["Leftovers"], left);
+    }
+}
