@@ -1,4 +1,5 @@
 //! What stands behind EC2's emulator: volumes and snapshots hold bytes, replication servers run, and all of it ends.
+#![allow(clippy::unwrap_used)] // What cannot be made or read fails the test.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,6 +1,7 @@
 //! What each function may do, as the template's policies decide it, and above all what it may not.
 //!
 //! Neither emulator enforces policies. This shows that they say what they are meant to say, not that AWS asks for nothing else.
+#![allow(clippy::unwrap_used)] // What cannot be read fails the test.
 
 use rehost_tests::paths;
 use rehost_tests::permissions::{ACCOUNT, REGION, Request, STACK};
