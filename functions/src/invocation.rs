@@ -84,8 +84,9 @@ mod tests {
     use super::*;
 
     fn about(input: &Value) -> About {
-        let context =
-            Context { request_id: "r-1".to_owned(), xray_trace_id: Some("Root=1-2".to_owned()), ..Context::default() };
+        let mut context = Context::default();
+        context.request_id = "r-1".to_owned();
+        context.xray_trace_id = Some("Root=1-2".to_owned());
         About::of("snapshot", input, &context)
     }
 
