@@ -32,6 +32,8 @@ pub fn is_init() -> bool {
 /// Converts, reports, powers off.
 pub fn run() -> ! {
     let started = Instant::now();
+    // Who waits for the report tells by this that the machine has booted.
+    println!("rehost-converter: begins");
     let converted =
         panic::catch_unwind(AssertUnwindSafe(|| mount_kernel_file_systems().and_then(|()| convert(started))));
     let mut report = match converted {

@@ -11,12 +11,17 @@ use rehost_model::InstanceId;
 use rehost_model::conversion::{ConversionReport, ReportError, parse_framed_report};
 
 use super::machine::{Life, Machine, MachineKind, tail};
+use super::process::ProcessIdentity;
 use super::tokens::Made;
 use super::volumes::only;
 use super::{Engine, assets, files, now, qemu};
 
 /// A conversion takes seconds; under emulation on a busy host perhaps minutes. After this it hangs; ms.
 const LIMIT_MS: u64 = 15 * 60 * 1000;
+
+/// The converter says at once that it begins. A machine that is silent for this long hangs before that: under emulation a kernel now
+/// and then waits for ever for a timer that was lost.
+const SILENT_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a machine over its limit may take to end.
 const GRACE: Duration = Duration::from_secs(2);
@@ -87,9 +92,29 @@ impl Engine {
         };
         match self.life(&machine)? {
             Life::NotStarted => Ok(ConversionProgress::Died("it was never started".to_owned())),
+            Life::Running(process) if self.is_silent(&machine) => self.boot_again(&machine, process),
             Life::Running(_) if !self.end_if_over_limit(&machine)? => Ok(ConversionProgress::Running),
             Life::Running(_) | Life::Ended => self.conversion_result(&machine),
         }
+    }
+
+    fn is_silent(&self, machine: &Machine) -> bool {
+        let folder = self.layout.instance(&machine.id);
+        let is_empty = |name| std::fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == 0);
+        let started = std::fs::metadata(self.process_file(&machine.id)).and_then(|file| file.modified());
+        let age = started.ok().and_then(|started| started.elapsed().ok());
+        is_empty(qemu::CONSOLE) && is_empty(qemu::REPORT) && age.is_some_and(|age| age > SILENT_LIMIT)
+    }
+
+    /// Starts a machine anew that has not begun its work: nothing was written by it yet.
+    fn boot_again(&self, machine: &Machine, process: ProcessIdentity) -> PortResult<ConversionProgress> {
+        let MachineKind::Conversion { request } = &machine.kind else { return self.conversion_result(machine) };
+        let _instance = self.locks.lock(machine.id.as_str());
+        tracing::warn!(conversion_server = %machine.id, "it hangs before its first program; it is started again");
+        if !process.terminate(GRACE) {
+            return Err(PortError::unavailable(format!("the conversion server {} cannot be ended", machine.id)));
+        }
+        self.start_conversion_machine(machine, request).map(|()| ConversionProgress::Running)
     }
 
     fn conversion_result(&self, machine: &Machine) -> PortResult<ConversionProgress> {
