@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rehost_control::ports::Ports;
 use rehost_control::{link, operations, steps};
@@ -92,7 +92,8 @@ fn programs() -> BTreeSet<String> {
 }
 
 fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+    // Tests run in their package.
+    PathBuf::from(name)
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //!
 //! A function reads its [`RegionConfig`], sets the SDK up with [`sdk::load`], and assembles its [`ports`].
 
-mod clock;
 pub mod config;
 mod error;
 mod events;
@@ -19,7 +18,6 @@ use aws_config::SdkConfig;
 use rehost_control::Ports;
 use rehost_control::ports::{Compute, Polling};
 
-pub use clock::SystemClock;
 pub use config::RegionConfig;
 pub use events::EventBridgeEvents;
 pub use keys::KmsKeys;
@@ -37,7 +35,7 @@ pub fn ports(config: &RegionConfig, sdk: &SdkConfig, compute: Arc<dyn Compute>) 
         events: Arc::new(EventBridgeEvents::new(config, sdk)),
         workflows: Arc::new(StepFunctions::new(config, sdk)),
         keys: Arc::new(KmsKeys::new(config, sdk)),
-        clock: Arc::new(SystemClock),
+        clock: Arc::new(rehost_control::SystemClock),
         region: config.region.clone(),
         account: config.account.clone(),
         // Each replication server is reached under its own instance's address.

@@ -4,6 +4,7 @@
 //! [`link`] answers agents and replicators. None of them knows AWS or SQLite: see [`ports`].
 
 pub mod authority;
+mod clock;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod costs;
@@ -28,5 +29,6 @@ pub mod steps;
 #[cfg(test)]
 mod testing;
 
+pub use clock::SystemClock;
 pub use error::{PortError, PortErrorKind};
 pub use ports::Ports;

@@ -3,7 +3,6 @@
 //! A region's home folder holds all of it: `rehost.db` ([`store`], [`interpreter`]), `events.jsonl` ([`events`]),
 //! `objects/` ([`objects`]), `keys/` ([`keys`]), and the rest is [`compute`]'s. [`region`] puts them together.
 
-pub mod clock;
 pub mod compute;
 mod database;
 pub mod events;

@@ -1,9 +1,11 @@
 //! The replication server: the machine on which a replicator runs, and whom it serves.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{DataPlaneRouting, MAX_DISKS_PER_REPLICATION_SERVER};
-use crate::{InstanceId, ReplicatorId, ServerId, Timestamp, VolumeId};
+use crate::settings::{DataPlaneRouting, MAX_DISKS_PER_REPLICATION_SERVER, ReplicationSettings};
+use crate::{InstanceId, ReplicatorId, SecurityGroupId, ServerId, Timestamp, VolumeId};
 
 /// A replication server: one aggregate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +15,9 @@ pub struct ReplicationServer {
     pub instance: Option<InstanceId>,
     /// Serves one source server alone.
     pub dedicated: bool,
+    /// What its machine was launched by; `None` of one that was made before this was kept.
+    #[serde(default)]
+    pub placement: Option<Placement>,
     /// SHA-256 (hex) of the one-time token with which it authenticates first.
     pub enrol_token_sha256: String,
     /// The token, sealed (hex), for the launch of the machine.
@@ -45,12 +50,45 @@ impl ReplicationServer {
         public.unwrap_or(&self.addresses)
     }
 
+    /// Whether a server with these settings may use it.
+    #[must_use]
+    pub fn suits(&self, settings: &ReplicationSettings) -> bool {
+        let launched_alike = self.placement.as_ref().is_none_or(|placement| *placement == Placement::of(settings));
+        launched_alike && self.dedicated == settings.use_dedicated_replication_server
+    }
+
     /// Whether `disks` more disks of `server` fit.
     #[must_use]
-    pub fn has_room_for(&self, server: &ServerId, disks: usize, dedicated: bool) -> bool {
+    pub fn has_room_for(&self, server: &ServerId, disks: usize) -> bool {
         let of_others = self.assignments.iter().any(|a| a.server != *server);
-        let suits = !self.draining && self.dedicated == dedicated && !(dedicated && of_others);
-        suits && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+        let is_open = !self.draining && !(self.dedicated && of_others);
+        is_open && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+    }
+}
+
+/// The settings that a replication server's machine is launched by. Source servers whose settings differ in one of them do not share a
+/// machine: its subnet's availability zone alone decides which volumes can be attached to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    subnet: String,
+    instance_type: String,
+    security_groups: BTreeSet<SecurityGroupId>,
+    default_security_group: bool,
+    public_ip: bool,
+}
+
+impl Placement {
+    /// The placement by these settings.
+    #[must_use]
+    pub fn of(settings: &ReplicationSettings) -> Self {
+        Self {
+            subnet: settings.staging_area_subnet_id.clone(),
+            instance_type: settings.replication_server_instance_type.clone(),
+            security_groups: settings.replication_servers_security_groups_ids.iter().cloned().collect(),
+            default_security_group: settings.associate_default_security_group,
+            public_ip: settings.create_public_ip,
+        }
     }
 }
 
@@ -88,6 +126,7 @@ mod tests {
             id: ReplicatorId::generate(),
             instance: None,
             dedicated,
+            placement: Some(Placement::of(&ReplicationSettings::default())),
             enrol_token_sha256: String::new(),
             enrol_token_sealed: String::new(),
             certificate_serials: vec![],
@@ -105,15 +144,35 @@ mod tests {
     #[test]
     fn fifteen_disks_fit_and_no_more() {
         let (shared, _) = replicator(13, false);
-        assert!(shared.has_room_for(&ServerId::generate(), 2, false));
-        assert!(!shared.has_room_for(&ServerId::generate(), 3, false));
+        assert!(shared.has_room_for(&ServerId::generate(), 2));
+        assert!(!shared.has_room_for(&ServerId::generate(), 3));
+    }
+
+    #[test]
+    fn servers_of_other_subnets_types_or_groups_do_not_share_one() {
+        let (shared, _) = replicator(1, false);
+        let same = ReplicationSettings::default();
+        assert!(shared.suits(&same));
+        let group = "sg-0123456789abcdef0".parse().unwrap();
+        let others = [
+            ReplicationSettings { staging_area_subnet_id: "subnet-1".to_owned(), ..same.clone() },
+            ReplicationSettings { replication_server_instance_type: "m5.large".to_owned(), ..same.clone() },
+            ReplicationSettings { replication_servers_security_groups_ids: vec![group], ..same.clone() },
+            ReplicationSettings { create_public_ip: !same.create_public_ip, ..same.clone() },
+            ReplicationSettings { use_dedicated_replication_server: true, ..same.clone() },
+        ];
+        for other in others {
+            assert!(!shared.suits(&other), "{other:?}");
+        }
+        let throttled = ReplicationSettings { bandwidth_throttling: 7, ..same };
+        assert!(shared.suits(&throttled), "the machine is the same");
     }
 
     #[test]
     fn a_dedicated_one_serves_nobody_else() {
         let (dedicated, server) = replicator(1, true);
-        assert!(dedicated.has_room_for(&server, 1, true));
-        assert!(!dedicated.has_room_for(&ServerId::generate(), 1, true));
-        assert!(!dedicated.has_room_for(&server, 1, false));
+        assert!(dedicated.has_room_for(&server, 1));
+        assert!(!dedicated.has_room_for(&ServerId::generate(), 1));
+        assert!(!dedicated.suits(&ReplicationSettings::default()));
     }
 }

@@ -73,10 +73,14 @@ impl Hold {
         }
     }
 
-    /// The session ended: a checkpoint that did not become durable never was one.
-    pub(super) fn abandon(&mut self) {
-        if matches!(self.state, State::Closing(_)) {
+    /// The session ended: a checkpoint that did not become durable never was one. If one up to `recorded` is on record all the same,
+    /// since what came after that failed, nobody will make it again: it counts as a hold that ended at once.
+    pub(super) fn abandon(&mut self, recorded: Epoch) {
+        if let State::Closing(epoch) = self.state {
             self.state = State::Open;
+            if epoch <= recorded {
+                self.expired = self.expired.max(epoch);
+            }
         }
     }
 
@@ -142,11 +146,20 @@ mod tests {
     fn a_checkpoint_that_never_became_durable_leaves_nothing() {
         let mut hold = Hold::new(Epoch::default());
         hold.close(Epoch(1));
-        hold.abandon();
+        hold.abandon(Epoch(0));
         assert!(hold.is_open());
         assert_eq!(hold.expired(), Epoch::default());
         let mut durable = held(Epoch(1), Instant::now());
-        durable.abandon();
+        durable.abandon(Epoch(1));
         assert!(!durable.is_open());
+    }
+
+    #[test]
+    fn a_checkpoint_on_record_that_was_never_held_is_expired() {
+        let mut hold = Hold::new(Epoch::default());
+        hold.close(Epoch(2));
+        hold.abandon(Epoch(2));
+        assert!(hold.is_open());
+        assert_eq!(hold.expired(), Epoch(2));
     }
 }

@@ -311,7 +311,8 @@ impl Registry {
             && known.session.as_ref().is_some_and(|active| active.number == number)
         {
             known.session = None;
-            known.hold.abandon();
+            let recorded = known.checkpoint();
+            known.hold.abandon(recorded);
             known.error = trouble.or(known.error.take());
         }
         drop_forgotten(&mut state);
@@ -471,19 +472,22 @@ impl Server {
         !self.volumes.is_empty() && records.all(|record| record.durable.consistent) && !self.waits_for_journal()
     }
 
+    /// The newest checkpoint that was asked for and that every volume has.
+    fn checkpoint(&self) -> Epoch {
+        self.volumes.values().map(|record| record.durable.checkpoint).min().unwrap_or_default()
+    }
+
     fn report(&mut self, id: &ServerId, now: Instant) -> ServerReport {
         self.hold.tick(now);
         let volumes = self
             .volumes
             .iter()
             .map(|(volume, record)| VolumeReport { volume: volume.clone(), synced_bytes: record.durable.synced_bytes });
-        let checkpoints = self.volumes.values().map(|record| record.durable.checkpoint);
-        let checkpoint = checkpoints.min().unwrap_or_default();
         ServerReport {
             server: id.clone(),
             connected: self.session.is_some(),
             received_bytes: self.received.load(Ordering::Relaxed),
-            checkpoint,
+            checkpoint: self.checkpoint(),
             held: self.hold.held(),
             expired: self.hold.expired(),
             consistency: self.volumes.values().map(|record| record.durable.consistency).min().unwrap_or_default(),

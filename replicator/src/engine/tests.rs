@@ -85,6 +85,23 @@ fn another_key_is_refused_until_the_right_one_comes() {
 }
 
 #[test]
+fn a_hold_whose_checkpoint_cannot_be_recorded_has_expired() {
+    let bed = Bed::new();
+    let mut agent = bed.first_checkpoint();
+    let mut sidecar = bed.config.state_dir.clone().unwrap().join(bed.volumes[1].as_str()).into_os_string();
+    sidecar.push(".sync.json.new");
+    fs::create_dir(&sidecar).unwrap();
+    // Nothing changed: no commit record makes it count, only the sidecars do.
+    assert_eq!(agent.checkpoint(5).unwrap_err().0, ErrorCode::Io);
+    fs::remove_dir(&sidecar).unwrap();
+    wait_for("the end of the session", || (!bed.report().connected).then_some(()));
+    assert_eq!((bed.report().held, bed.report().expired), (None, Epoch(5)), "who waits for the hold asks for another");
+    let mut agent = bed.agent();
+    agent.checkpoint(6).unwrap();
+    assert_eq!(bed.report().held, Some(Epoch(6)));
+}
+
+#[test]
 fn a_full_journal_is_spilled_and_the_next_checkpoint_mends_it() {
     let mut bed = Bed::with(|config, _| config.journal_bytes = 64 << 10);
     let mut agent = bed.first_checkpoint();

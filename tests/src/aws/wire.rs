@@ -29,11 +29,24 @@ impl Wire {
     /// # Errors
     /// When it is refused: with EC2's words.
     pub fn ec2(&self, action: &str, fields: &[(&str, &str)]) -> Result<String> {
-        let pairs = [("Action", action), ("Version", "2016-11-15")].into_iter().chain(fields.iter().copied());
+        self.query(("ec2", "2016-11-15"), action, fields)
+    }
+
+    /// A call of IAM; gives the answer's XML.
+    ///
+    /// # Errors
+    /// When it is refused: with IAM's words.
+    pub fn iam(&self, action: &str, fields: &[(&str, &str)]) -> Result<String> {
+        self.query(("iam", "2010-05-08"), action, fields)
+    }
+
+    /// A call of a service (its name, and its API's version) that takes forms and answers with XML.
+    fn query(&self, (service, version): (&str, &str), action: &str, fields: &[(&str, &str)]) -> Result<String> {
+        let pairs = [("Action", action), ("Version", version)].into_iter().chain(fields.iter().copied());
         let form: Vec<String> = pairs.map(|(name, value)| format!("{}={}", encoded(name), encoded(value))).collect();
         let kind = ("content-type", "application/x-www-form-urlencoded".to_owned());
-        let answer = self.ask("POST", "/", "ec2", vec![kind], form.join("&").as_bytes())?;
-        expect(answer, &format!("ec2:{action}")).map(|answer| answer.text())
+        let answer = self.ask("POST", "/", service, vec![kind], form.join("&").as_bytes())?;
+        expect(answer, &format!("{service}:{action}")).map(|answer| answer.text())
     }
 
     /// A call of a service that speaks JSON; `target` is its `x-amz-target`.

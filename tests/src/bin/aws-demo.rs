@@ -174,11 +174,11 @@ impl Cloud {
 
     /// A user with a policy of the stack, and the user's access key.
     fn user(&self, name: &str, policy: &str) -> Result<(String, String)> {
-        let raw = stack::Raw { port: self.ministack.port() };
-        raw.form("iam", "CreateUser", &[("UserName", name)])?;
+        let wire = Wire::to(self.ministack.port());
+        wire.iam("CreateUser", &[("UserName", name)])?;
         let policy = self.output(policy)?;
-        raw.form("iam", "AttachUserPolicy", &[("UserName", name), ("PolicyArn", policy)])?;
-        let key = raw.form("iam", "CreateAccessKey", &[("UserName", name)])?;
+        wire.iam("AttachUserPolicy", &[("UserName", name), ("PolicyArn", policy)])?;
+        let key = wire.iam("CreateAccessKey", &[("UserName", name)])?;
         let part = |element| first(&key, element).map(str::to_owned);
         part("AccessKeyId")
             .zip(part("SecretAccessKey"))

@@ -1,5 +1,7 @@
 //! The contracts of the ports on emulators: moto, and ministack where moto differs from AWS.
 
+#![allow(clippy::unwrap_used)] // What cannot be set up fails the test.
+
 mod tasks;
 mod world;
 

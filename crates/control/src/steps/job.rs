@@ -193,6 +193,11 @@ pub(super) fn cause_of(state: &State) -> String {
         state.members.get("error").and_then(|e| e.get(name)).and_then(|v| v.as_str()).map(str::to_owned)
     };
     match (text("Error"), text("Cause")) {
+        // Step Functions gives no cause for it.
+        (Some(error), _) if error == "States.HeartbeatTimeout" => format!(
+            "{error}: no checkpoint was made, and nothing is heard of the agent or its replication server: see that both run and \
+             reach each other (`rehost server show`)"
+        ),
         (Some(error), Some(cause)) if !cause.is_empty() => format!("{error}: {cause}"),
         (Some(error), _) => error,
         _ if state.members.get("status").and_then(|s| s.as_str()) == Some("STOPPED") => {

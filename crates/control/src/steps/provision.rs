@@ -21,6 +21,10 @@ const STEP_LIMIT_MS: u64 = 10 * 60 * 1000;
 /// How long to wait after a failure before the step is tried again; seconds.
 const RETRY_SECONDS: u64 = 20;
 
+/// Errors that are waited for like anything else that takes its time, and after how many seconds they are looked at again.
+const PASSING: [&str; 2] = ["RetryableConflict", "RetryableThrottled"];
+const PASSING_SECONDS: u64 = 3;
+
 /// How long to wait before a paused replication is looked at again; seconds.
 pub(super) const PAUSED_SECONDS: u64 = 5;
 
@@ -52,6 +56,10 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         let outcome = match step_outcome(ports, &server, step).await {
             Ok(Outcome::Waiting(what)) if is_overdue(ports, &server) => {
                 Err(StepError::new("Timeout", format!("{what} for {} minutes", STEP_LIMIT_MS / 60_000)))
+            }
+            // Somebody else is at work on it, or asks too much: that is no trouble of this server as long as it passes.
+            Err(error) if PASSING.contains(&error.name.as_str()) && !is_overdue(ports, &server) => {
+                return in_progress(PASSING_SECONDS);
             }
             other => other,
         };
@@ -203,7 +211,7 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     }
     let assigned = repo::update_replicator(ports, &replicator.id, |replicator| {
         replicator.assignments.retain(|a| a.server != *id);
-        if !replicator.has_room_for(id, assignments.len(), replicator.dedicated) {
+        if !replicator.has_room_for(id, assignments.len()) {
             let message = format!("the replication server {} is full by now; another one is chosen", replicator.id);
             return Err(PortError::new(PortErrorKind::Quota, message));
         }

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use rehost_model::ledger::{Billed, LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replication::{InitiationStepName as Name, InitiationStepStatus as Status};
-use rehost_model::replicator::ReplicationServer;
+use rehost_model::replicator::{Placement, ReplicationServer};
+use rehost_model::settings::ReplicationSettings;
 use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
 use sha2::{Digest, Sha256};
 
@@ -94,15 +95,16 @@ async fn spec(
 
 /// One with room, or a new one; and the server remembers it.
 async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
-    let dedicated = server.internal.replication.settings.use_dedicated_replication_server;
+    let settings = &server.internal.replication.settings;
     let disks = server.internal.staging.len();
     let former = server.internal.former_replicator.as_ref();
     let all: Vec<ReplicationServer> = repo::list(ports, "").await?;
-    let suits =
-        |r: &ReplicationServer| former != Some(&r.id) && r.has_room_for(&server.source_server_id, disks, dedicated);
+    let suits = |r: &ReplicationServer| {
+        former != Some(&r.id) && r.suits(settings) && r.has_room_for(&server.source_server_id, disks)
+    };
     let chosen = match all.into_iter().find(suits) {
         Some(replicator) => replicator,
-        None => new(ports, dedicated).await?,
+        None => new(ports, settings).await?,
     };
     repo::update_server(ports, &server.source_server_id, |server| {
         set(server, Some(chosen.id.clone()));
@@ -117,7 +119,7 @@ fn set(server: &mut SourceServer, id: Option<ReplicatorId>) {
     server.data_replication_info.replicator_id = id;
 }
 
-async fn new(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepError> {
+async fn new(ports: &Ports, settings: &ReplicationSettings) -> Result<ReplicationServer, StepError> {
     let id = ReplicatorId::generate();
     let mut token = [0u8; 32];
     getrandom::fill(&mut token).map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
@@ -127,7 +129,8 @@ async fn new(ports: &Ports, dedicated: bool) -> Result<ReplicationServer, StepEr
         enrol_token_sealed: hex::encode(ports.keys.seal(token.as_bytes(), id.as_str()).await?),
         id,
         instance: None,
-        dedicated,
+        dedicated: settings.use_dedicated_replication_server,
+        placement: Some(Placement::of(settings)),
         certificate_serials: Vec::new(),
         last_seen: None,
         addresses: Vec::new(),

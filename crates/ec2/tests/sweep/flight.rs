@@ -7,7 +7,6 @@
 //! after it, and a wait before each further invocation.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -72,9 +71,11 @@ fn transitions(invocations: &BTreeMap<String, usize>, servers: usize) -> usize {
     invocations.values().map(|count| 2 * count + count.saturating_sub(servers)).sum()
 }
 
-/// Puts the figures where those of the benchmarks are.
-pub(crate) fn write(figures: &Value) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/out/aws.json");
-    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-    std::fs::write(file, serde_json::to_vec_pretty(figures).unwrap()).unwrap();
+/// Prints the figures, and writes them to the file that `AWS_FIGURES` names.
+pub(crate) fn tell(figures: &Value) {
+    let text = serde_json::to_string_pretty(figures).unwrap();
+    println!("{text}");
+    if let Some(file) = std::env::var_os("AWS_FIGURES") {
+        std::fs::write(file, text + "\n").unwrap();
+    }
 }

@@ -6,6 +6,8 @@
 //! once. A run takes the call number `n` of *every* invocation of a step in turn; what is retryable is repeated, as the state
 //! machines' Retry does. The runs end when no invocation has so many calls.
 
+#![allow(clippy::unwrap_used)] // What cannot be set up fails the test.
+
 mod flight;
 mod source;
 mod table;
@@ -146,7 +148,7 @@ async fn a_hundred_servers_in_flight_reach_ready_for_test() {
     world.proxy.forget_calls();
     source.poll_replicator().await;
     let replicator = flight::each(1, &world.proxy.counts(), meter.take(), &BTreeMap::new());
-    flight::write(&json!({
+    flight::tell(&json!({
         "enrolment": enrolment, "toReadyForTest": chain, "agentPoll": agent, "replicatorPoll": replicator,
     }));
 }

@@ -31,7 +31,6 @@ use rehost_model::region::LOCAL_REGION;
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use crate::clock::SystemClock;
 use crate::compute::{LocalCompute, LocalComputeConfig};
 use crate::database::Database;
 use crate::events::EventLog;
@@ -39,6 +38,7 @@ use crate::interpreter::{Engine, EngineOptions, TaskError, TaskHandler, random_j
 use crate::keys::FileKeys;
 use crate::objects::FileObjects;
 use crate::store::SqliteStore;
+use rehost_control::SystemClock;
 
 pub use access::{AccessKeyPair, AccessKeys};
 pub use config::RegionConfig;

@@ -1,6 +1,11 @@
 //! The bytes of a journal: its header, its records, and how they are sealed. `docs/journal.md` has the diagrams.
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use std::borrow::Cow;
+
+use aes_gcm::{
+    Aes256Gcm, KeyInit as _, Nonce, Tag,
+    aead::{AeadInOut as _, consts::U12, inout::InOutBuf},
+};
 use rehost_model::ServerId;
 use zeroize::{Zeroize as _, Zeroizing};
 
@@ -196,8 +201,7 @@ impl RecordHeader {
 pub(super) struct Segment {
     pub(super) start: u64,
     chain: Chain,
-    /// None only if the library has no memory for it.
-    cipher: Option<LessSafeKey>,
+    cipher: Aes256Gcm,
 }
 
 impl Segment {
@@ -219,7 +223,7 @@ impl Segment {
     fn new(key: &DataKey, chain: Chain, start: u64) -> Self {
         let mut own = Zeroizing::new([0; 32]);
         derive(SEGMENT_CONTEXT, &[key.as_slice(), &chain], own.as_mut_slice());
-        let cipher = UnboundKey::new(&AES_256_GCM, own.as_slice()).ok().map(LessSafeKey::new);
+        let cipher = Aes256Gcm::new(&aes_gcm::Key::<Aes256Gcm>::from(*own));
         Self { start, chain, cipher }
     }
 
@@ -231,9 +235,9 @@ impl Segment {
         let start = out.len();
         out.extend_from_slice(body);
         let sealed = out.get_mut(start..).filter(|_| header.kind != Kind::Segment).unwrap_or_default();
-        let aad = Aad::from(associated(header, &head, body));
-        let tag = self.cipher.as_ref()?.seal_in_place_separate_tag(nonce(position), aad, sealed);
-        out.extend_from_slice(tag.ok()?.as_ref());
+        let aad = associated(header, &head, body);
+        let tag = self.cipher.encrypt_inout_detached(&nonce(position), &aad, sealed.into()).ok()?;
+        out.extend_from_slice(&tag);
         Some(())
     }
 
@@ -247,10 +251,10 @@ impl Segment {
         body: &mut [u8],
     ) -> Option<()> {
         let head = header.to_bytes();
-        let aad = Aad::from(associated(header, &head, sealed));
+        let aad = associated(header, &head, sealed);
         let clear = header.kind == Kind::Segment;
-        let (from, to) = if clear { (&[] as &[u8], &mut [] as &mut [u8]) } else { (sealed, &mut *body) };
-        let opened = self.cipher.as_ref()?.open_separate_gather(nonce(position), aad, from, tag, to);
+        let buffer = if clear { InOutBuf::from(&mut [][..]) } else { InOutBuf::new(sealed, &mut *body).ok()? };
+        let opened = self.cipher.decrypt_inout_detached(&nonce(position), &aad, buffer, &Tag::from(*tag));
         if clear || (opened.is_err() && planted::is("no-crc-check")) {
             // What does not fit was not opened.
             body.copy_from_slice(sealed);
@@ -259,33 +263,18 @@ impl Segment {
     }
 }
 
-/// What is authenticated besides what is sealed.
-enum Associated {
-    Header([u8; RECORD_HEADER]),
-    HeaderAndSalt(Vec<u8>),
-}
-
-impl AsRef<[u8]> for Associated {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Header(bytes) => bytes,
-            Self::HeaderAndSalt(bytes) => bytes,
-        }
-    }
-}
-
-/// A record's header; a segment's salt besides, which is not sealed.
-fn associated(header: RecordHeader, head: &[u8; RECORD_HEADER], body: &[u8]) -> Associated {
+/// What is authenticated besides what is sealed: a record's header; a segment's salt besides, which is not sealed.
+fn associated<'a>(header: RecordHeader, head: &'a [u8; RECORD_HEADER], body: &[u8]) -> Cow<'a, [u8]> {
     match header.kind {
-        Kind::Segment => Associated::HeaderAndSalt([head.as_slice(), body].concat()),
-        _ => Associated::Header(*head),
+        Kind::Segment => [head.as_slice(), body].concat().into(),
+        _ => head.as_slice().into(),
     }
 }
 
-fn nonce(position: u64) -> Nonce {
+fn nonce(position: u64) -> Nonce<U12> {
     let mut bytes = [0; 12];
     bytes[4..].copy_from_slice(&position.to_be_bytes());
-    Nonce::assume_unique_for_key(bytes)
+    Nonce::from(bytes)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::clock::SystemClock;
+use rehost_control::SystemClock;
 
 /// A clock that stands still until it is moved.
 #[derive(Default)]

@@ -2,10 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rehost_control::ports::Clock;
 use rehost_model::Timestamp;
 
-/// [`Clock`] by the machine's own time.
+use crate::ports::Clock;
+
+/// [`Clock`] by the machine's own time, in every region.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
