@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rehost_link::control_client::{ControlClient, ControlError, Endpoint, Proof, Trust};
+use rehost_link::control_client::{CaFingerprint, ControlClient, ControlError, Endpoint, Proof, Trust};
 use rehost_link::identity::{Identity, IdentityError, PrivateKey, StateDir};
 use rehost_link::sigv4::{AccessKey, SigningScope};
 use rehost_model::ServerId;
@@ -43,8 +43,6 @@ pub enum InstallError {
     State(#[from] StateError),
     #[error(transparent)]
     Service(#[from] ServiceError),
-    #[error("the control plane has another authority than the one with the fingerprint of --ca-fingerprint")]
-    OtherAuthority,
 }
 
 /// Installs the agent; every line of what it does goes to `say`. Gives the source server's id.
@@ -85,7 +83,7 @@ fn show_disks(disks: &[SourceDisk], say: &mut dyn FnMut(&str)) {
 /// Everything that the first request needs.
 struct Enrolment {
     client: ControlClient,
-    trust: Trust,
+    ca_fingerprint: Option<CaFingerprint>,
     access_key: AccessKey,
     scope: SigningScope,
     state: StateDir,
@@ -123,22 +121,27 @@ impl Enrolment {
             agent_version: VERSION.to_owned(),
         };
         let all_disks = args.chosen_disks().is_none();
-        Ok(Self { client, trust, access_key, scope, state, was_installed, all_disks, key, request })
+        Ok(Self {
+            client,
+            ca_fingerprint: args.ca_fingerprint,
+            access_key,
+            scope,
+            state,
+            was_installed,
+            all_disks,
+            key,
+            request,
+        })
     }
 
     async fn carry_out(&self) -> Result<(AgentSettings, Identity), InstallError> {
         let proof = Proof::AccessKey { key: &self.access_key, scope: &self.scope };
         let answer: EnrolResponse = self.client.post(ENROL_PATH, &self.request, &proof).await?;
         let identity = Identity::new(&self.key, &answer.issued)?;
-        if let Trust::Fingerprint(pinned) = self.trust
-            && rehost_link::control_client::CaFingerprint::of(identity.ca()) != pinned
-        {
-            return Err(InstallError::OtherAuthority);
-        }
         let settings = AgentSettings {
             source_server_id: answer.source_server_id,
             endpoint: self.client.endpoint().to_string(),
-            public_endpoint: matches!(self.trust, Trust::PublicRoots),
+            ca_fingerprint: self.ca_fingerprint,
             all_disks: self.all_disks,
         };
         Ok((settings, identity))

@@ -1,6 +1,6 @@
 //! What an installed agent knows besides its identity: `agent.json` in its state directory.
 
-use rehost_link::control_client::{ControlClient, ControlError, Endpoint, Trust};
+use rehost_link::control_client::{CaFingerprint, ControlClient, ControlError, Endpoint, Trust};
 use rehost_link::identity::{Identity, IdentityError, StateDir};
 use rehost_model::ServerId;
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,9 @@ pub struct AgentSettings {
     pub source_server_id: ServerId,
     /// `https://host[:port]`.
     pub endpoint: String,
-    /// The control plane proves itself with a certificate of a public authority, not of the region's own.
-    pub public_endpoint: bool,
+    /// The private authority of the endpoint, which may be the region's own; `None` for the public ones.
+    #[serde(default)]
+    pub ca_fingerprint: Option<CaFingerprint>,
     /// Every disk of the machine is to be replicated, also one that is added; not only those that were named.
     #[serde(default = "yes")]
     pub all_disks: bool,
@@ -62,12 +63,12 @@ impl AgentSettings {
         Ok(state.write(FILE, &text)?)
     }
 
-    /// A client of the control plane, which is known by the authority of `identity`.
+    /// A client of the control plane.
     ///
     /// # Errors
     /// [`StateError::Control`] when the endpoint cannot be used.
     pub fn client(&self, identity: &Identity) -> Result<ControlClient, StateError> {
-        let trust = if self.public_endpoint { Trust::PublicRoots } else { Trust::Authority(identity.ca().clone()) };
+        let trust = Trust::after_enrolment(self.ca_fingerprint, identity.ca());
         let endpoint: Endpoint = self.endpoint.parse()?;
         Ok(ControlClient::new(endpoint, &trust)?)
     }
@@ -101,7 +102,7 @@ mod tests {
         let settings = AgentSettings {
             source_server_id: ServerId::generate(),
             endpoint: "https://127.0.0.1:8443".to_owned(),
-            public_endpoint: false,
+            ca_fingerprint: Some(format!("sha256:{}", "07".repeat(32)).parse().unwrap()),
             all_disks: true,
         };
         settings.save(&state).unwrap();

@@ -163,8 +163,7 @@ impl Service {
             journal_bytes: config.journal_bytes.unwrap_or(usual.journal_bytes),
             ..usual
         })?;
-        let own_authority = || Trust::Authority(identity.ca().clone());
-        let trust = if config.ca_fingerprint.is_some() { own_authority() } else { Trust::PublicRoots };
+        let trust = Trust::after_enrolment(config.ca_fingerprint, identity.ca());
         Ok(Self {
             signer: identity.signer()?,
             client: ControlClient::new(config.endpoint.clone(), &trust)?,

@@ -31,7 +31,7 @@ impl Installed {
         let settings = AgentSettings {
             source_server_id: control.server.clone(),
             endpoint: format!("https://{}", control.address),
-            public_endpoint: false,
+            ca_fingerprint: Some(control.fingerprint()),
             all_disks: true,
         };
         settings.save(&state).unwrap();

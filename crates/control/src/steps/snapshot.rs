@@ -164,15 +164,19 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
     if !are_complete(ports, &set).await? {
         return in_progress(ports.polling.patience(now.ms_since(set.created), 1));
     }
-    change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
+    // First the server, once: whoever is cut off in between comes here again.
     repo::update_server(ports, &server.source_server_id, |server| {
-        server.data_replication_info.last_snapshot_date_time = Some(now);
+        let last = &mut server.data_replication_info.last_snapshot_date_time;
+        if last.is_none_or(|last| last < set.created) {
+            *last = Some(now);
+        }
         if server.internal.snapshot_error.take().is_some() {
             server.data_replication_info.data_replication_error = None;
         }
         Ok::<_, StepError>(())
     })
     .await?;
+    change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
     in_progress(0)
 }
 

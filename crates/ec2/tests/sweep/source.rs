@@ -18,7 +18,7 @@ use rehost_model::link::{
 use rehost_model::replication::Consistency;
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::SourceProperties;
-use rehost_model::{Epoch, ExecutionId, Job, LifeCycleState, ServerId, SourceServer};
+use rehost_model::{Epoch, ExecutionId, Job, LifeCycleState, ReplicatorId, ServerId, SourceServer};
 use rehost_tests::aws::{Failure, Fault};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -62,7 +62,6 @@ pub(crate) struct Source {
     pub(crate) way: Way,
     csr: String,
     agent: CertificateIdentity,
-    replicators: BTreeMap<String, CertificateIdentity>,
     held: Option<Epoch>,
     reached: Epoch,
     stopped: bool,
@@ -111,7 +110,6 @@ impl Source {
             way: Way::default(),
             csr,
             agent,
-            replicators: BTreeMap::new(),
             held: None,
             reached: Epoch(0),
             stopped: false,
@@ -171,23 +169,29 @@ impl Source {
     pub(crate) async fn poll_replicator(&mut self) {
         let server = self.server().await;
         let Some(id) = server.internal.replicator.clone() else { return };
-        let Some(token) = self.world.cloud.enrol_token(id.as_str()) else { return };
-        if !self.replicators.contains_key(id.as_str()) {
-            let request = ReplicatorEnrolRequest { replicator: id.clone(), token, csr: csr() };
-            // An instance whose launch was not written down yet is not known: it asks again.
-            if link::replicator_enrol(&self.ports, &request).await.is_err() {
-                return;
-            }
-            let enrolled: ReplicationServer = self.item(Kind::ReplicationServer, id.as_str()).await;
-            let serial = enrolled.certificate_serials[0].clone();
-            let identity = CertificateIdentity { serial, server: None, replicator: Some(id.clone()), volumes: vec![] };
-            self.replicators.insert(id.to_string(), identity);
-        }
+        let Some(identity) = self.replicator_identity(&id).await else { return };
         let report = ReplicatorReport { port: 1500, version: "0".to_owned(), servers: vec![self.report(&server)] };
-        let directive = link::replicator_poll(&self.ports, &self.replicators[id.as_str()], &report).await.unwrap();
+        let directive = link::replicator_poll(&self.ports, &identity, &report).await.unwrap();
         if directive.releases.get(&self.id).is_some_and(|released| self.held.is_some_and(|held| *released >= held)) {
             self.held = None;
         }
+    }
+
+    /// What the replication server shows for itself; it enrols once, whomever it serves. `None` while it has not been launched.
+    async fn replicator_identity(&self, id: &ReplicatorId) -> Option<CertificateIdentity> {
+        let token = self.world.cloud.enrol_token(id.as_str())?;
+        let mut enrolled = self.world.cloud.replicators.lock().await;
+        if let Some(identity) = enrolled.get(id) {
+            return Some(identity.clone());
+        }
+        let request = ReplicatorEnrolRequest { replicator: id.clone(), token, csr: csr() };
+        // An instance whose launch was not written down yet is not known: it asks again.
+        link::replicator_enrol(&self.ports, &request).await.ok()?;
+        let server: ReplicationServer = self.item(Kind::ReplicationServer, id.as_str()).await;
+        let serial = server.certificate_serials[0].clone();
+        let identity = CertificateIdentity { serial, server: None, replicator: Some(id.clone()), volumes: vec![] };
+        enrolled.insert(id.clone(), identity.clone());
+        Some(identity)
     }
 
     fn report(&self, server: &SourceServer) -> ServerReport {

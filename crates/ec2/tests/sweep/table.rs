@@ -73,13 +73,18 @@ fn lost<'a>(of: &'a str, from: &'a str) -> impl Iterator<Item = &'a str> {
 fn plain(value: Value) -> Value {
     match value {
         Value::Object(members) => {
-            let kept = members.into_iter().filter(|(name, _)| !BY_CHANCE.contains(&name.as_str()));
+            let kept = members.into_iter().filter(|(name, value)| !is_by_chance(name, value));
             Value::Object(kept.map(|(name, value)| (plain_text(&name), plain(value))).collect::<Map<_, _>>())
         }
         Value::Array(values) => Value::Array(values.into_iter().map(plain).collect()),
         Value::String(text) => Value::String(plain_text(&text)),
         other => other,
     }
+}
+
+/// Besides, what was used of a kind of resource, as `instance.t3.small`, is told in seconds.
+fn is_by_chance(name: &str, value: &Value) -> bool {
+    BY_CHANCE.contains(&name) || (name.contains('.') && value.is_number())
 }
 
 /// Times become `<time>`, and words with a digit and more than eight characters `#`: identifiers, hashes, keys.

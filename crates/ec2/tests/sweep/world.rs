@@ -12,7 +12,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rehost_aws::{RegionConfig, S3Objects, sdk};
 use rehost_control::Ports;
+use rehost_control::link::CertificateIdentity;
 use rehost_ec2::Ec2Compute;
+use rehost_model::ReplicatorId;
 use rehost_model::conversion::{ConversionOutcome, ConversionReport, Finding, Severity};
 use rehost_tests::aws::wire::{Wire, first};
 use rehost_tests::aws::{Answer, Call, Hook, Moto, Proxy, Routes, stack};
@@ -35,7 +37,7 @@ impl World {
         let moto = Arc::new(tokio::task::spawn_blocking(move || Moto::start(&path)).await.unwrap().unwrap());
         let proxy = Proxy::start(Routes::to(&moto.endpoint())).unwrap();
         let wire = Wire::to(moto.port());
-        let cloud = Arc::new(Cloud { wire, told: Mutex::default() });
+        let cloud = Arc::new(Cloud { wire, told: Mutex::default(), replicators: tokio::sync::Mutex::default() });
         proxy.add_hook(cloud.clone());
         Arc::new(Self { proxy, wire, cloud, moto, _folder: folder })
     }
@@ -44,6 +46,7 @@ impl World {
     pub(crate) async fn fresh(&self) -> Ports {
         self.proxy.faults().clear();
         *self.cloud.told.lock().unwrap() = Told::default();
+        self.cloud.replicators.lock().await.clear();
         let moto = Arc::clone(&self.moto);
         let make = move || {
             moto.reset().unwrap();
@@ -112,6 +115,8 @@ struct Told {
 pub(crate) struct Cloud {
     wire: Wire,
     told: Mutex<Told>,
+    /// The replication servers that have enrolled.
+    pub(crate) replicators: tokio::sync::Mutex<BTreeMap<ReplicatorId, CertificateIdentity>>,
 }
 
 impl Cloud {

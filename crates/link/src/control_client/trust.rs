@@ -11,11 +11,14 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_sig
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 
-use super::{ControlError, Endpoint};
 use rehost_model::region::CONTROL_ROLE;
+use serde::{Deserialize, Serialize};
+
+use super::{ControlError, Endpoint};
 
 /// The SHA-256 of a private authority's certificate (DER), written `sha256:` and 64 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct CaFingerprint([u8; 32]);
 
 impl CaFingerprint {
@@ -50,10 +53,25 @@ impl FromStr for CaFingerprint {
     }
 }
 
+impl From<CaFingerprint> for String {
+    fn from(fingerprint: CaFingerprint) -> Self {
+        fingerprint.to_string()
+    }
+}
+
+impl TryFrom<String> for CaFingerprint {
+    type Error = InvalidFingerprint;
+
+    fn try_from(text: String) -> Result<Self, InvalidFingerprint> {
+        text.parse()
+    }
+}
+
 /// How the control plane proves itself.
 #[derive(Debug, Clone)]
 pub enum Trust {
-    /// By a chain that ends in the authority with this fingerprint, and its role: for the first contact.
+    /// By a chain that ends in the authority with this fingerprint, and its role or its host name: for the first contact, and for an
+    /// endpoint that a private authority of its own stands for.
     Fingerprint(CaFingerprint),
     /// By a certificate of this authority, and its role: after enrolment.
     Authority(CertificateDer<'static>),
@@ -62,10 +80,21 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// The trust once the region's authority `ca` is known. `pinned` is what the endpoint was known by at first; `None` stands for the
+    /// public authorities.
+    #[must_use]
+    pub fn after_enrolment(pinned: Option<CaFingerprint>, ca: &CertificateDer<'static>) -> Self {
+        match pinned {
+            None => Self::PublicRoots,
+            Some(pinned) if pinned == CaFingerprint::of(ca) => Self::Authority(ca.clone()),
+            Some(pinned) => Self::Fingerprint(pinned),
+        }
+    }
+
     pub(super) fn server_name(&self, endpoint: &Endpoint) -> Result<ServerName<'static>, ControlError> {
         let name = match self {
-            Self::PublicRoots => endpoint.host(),
-            _ => CONTROL_ROLE,
+            Self::PublicRoots | Self::Fingerprint(_) => endpoint.host(),
+            Self::Authority(_) => CONTROL_ROLE,
         };
         ServerName::try_from(name.to_owned()).map_err(|_| ControlError::Endpoint {
             text: name.to_owned(),
@@ -147,7 +176,10 @@ impl ServerCertVerifier for PinnedAuthority {
             now,
             self.algorithms.all,
         )?;
-        rustls::client::verify_server_name(&certificate, server_name)?;
+        // The region's own authority names the role, another one the host. Neither gives such a name to agents or replicators.
+        let role = ServerName::try_from(CONTROL_ROLE).map_err(|e| rustls::Error::General(e.to_string()))?;
+        let by_role = rustls::client::verify_server_name(&certificate, &role);
+        by_role.or_else(|_| rustls::client::verify_server_name(&certificate, server_name))?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -215,6 +247,15 @@ fn certificate_problem(problem: &CertificateError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pin_stays_where_the_endpoint_has_another_authority_than_the_region() {
+        let (ca, other) = (CertificateDer::from(vec![1, 2, 3]), CertificateDer::from(vec![4]));
+        let pin = CaFingerprint::of(&ca);
+        assert!(matches!(Trust::after_enrolment(Some(pin), &ca), Trust::Authority(own) if own == ca));
+        assert!(matches!(Trust::after_enrolment(Some(pin), &other), Trust::Fingerprint(kept) if kept == pin));
+        assert!(matches!(Trust::after_enrolment(None, &ca), Trust::PublicRoots));
+    }
 
     #[test]
     fn fingerprints_are_read_as_they_are_written() {
