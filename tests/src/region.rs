@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
-use crate::net::free_port;
+use crate::journey::Site;
+use crate::net::{free_port, http_get};
 use crate::process::{Running, run};
 use crate::{paths, sweep};
 
@@ -241,12 +242,37 @@ impl Region {
         Err(Error::Timeout { what, after: limit, seen: format!("none in {}", folder.display()) })
     }
 
+    /// Every event that was published, in EventBridge's envelope.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let path = self.home.join("events.jsonl");
+        let text = std::fs::read_to_string(&path).context(|| format!("read {}", path.display()))?;
+        let event = |line: &str| {
+            serde_json::from_str(line).map_err(|e| Error::Unexpected(format!("{}: {e}: {line}", path.display())))
+        };
+        text.lines().map(event).collect()
+    }
+
     /// Processes of the region other than its service.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let mut pids = sweep::processes_naming(&self.home);
         pids.retain(|pid| Some(*pid) != self.serve_pid());
         pids
+    }
+}
+
+impl Site for Region {
+    fn rehost(&self, arguments: &[&str]) -> Result<String> {
+        self.rehost(arguments)
+    }
+
+    fn page(&self, server: &Value) -> Result<String> {
+        let endpoint = server["launchedInstance"]["endpoints"]["80"].as_str().unwrap_or_default();
+        let port = endpoint.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default();
+        Ok(http_get(port, "/", Duration::from_secs(10))?.text())
     }
 }
 

@@ -3,13 +3,13 @@
 //!
 //! `DISK=/path/to.img` takes a disk of the user's own instead (which is only read), with `PROBE` (`http:80`, `tcp:22` or `boot`).
 
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rehost_tests::negative::fails_on_target;
+use rehost_tests::show::Show;
 use rehost_tests::{
     DebianServer, Error, LocalAgent, Machine, MachineSpec, Region, Result, Ssh, Workspace, agent, http_get, paths,
 };
@@ -23,34 +23,11 @@ const FIRST_PAGE: &str = "this page was there before the migration\n";
 const CHANGED_PAGE: &str = "this page was changed between the test and the cutover\n";
 
 fn main() -> ExitCode {
-    let show = Show { started: Instant::now() };
     let disk = std::env::var_os("DISK").filter(|disk| !disk.is_empty()).map(PathBuf::from);
-    let outcome = match disk {
-        Some(disk) => own_disk(&show, &disk),
-        None => debian_server(&show),
-    };
-    match outcome {
-        Ok(facts) => {
-            println!("demo: OK {facts} seconds={}", show.started.elapsed().as_secs());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("demo: FAILED after {} s: {error}", show.started.elapsed().as_secs());
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Says what happens, with the time since the start.
-struct Show {
-    started: Instant,
-}
-
-impl Show {
-    fn step(&self, what: impl Display) {
-        let seconds = self.started.elapsed().as_secs();
-        println!("[{:02}:{:02}] {what}", seconds / 60, seconds % 60);
-    }
+    Show::of("demo", |show| match disk {
+        Some(disk) => own_disk(show, &disk),
+        None => debian_server(show),
+    })
 }
 
 fn debian_server(show: &Show) -> Result<String> {
