@@ -13,12 +13,11 @@ RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
 # Alone, never with the workspace: the feature would be built into everything else too.
 FAULTS := -p rehost-faults --features planted
 FUNCTION_ZIPS := $(CARGO_TARGET_DIR)/lambda/zips
-# The AWS SDK's crates take minutes and 7 GiB to build: what is built on them is checked by itself.
-AWS := rehost-aws rehost-ec2 rehost-functions
-LOCAL := --workspace $(addprefix --exclude ,$(AWS))
+# What only `make aws-demo` and the zips are built with is linted, too.
+EVERYTHING := --workspace --features rehost-tests/aws,rehost-functions/lambda
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
 
-.PHONY: help build demo aws-demo test test-aws faults bench check-infra deploy fmt lint clean
+.PHONY: help build demo aws-demo test faults bench check-infra deploy fmt lint clean
 
 help: ## Shows this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -42,26 +41,21 @@ aws-demo: ## Migrates a server through the AWS region, on two emulators (FUNCTIO
 	$(if $(FUNCTIONS),,scripts/build-functions $(FUNCTION_ZIPS))
 	AWS_DEMO_FUNCTIONS='$(or $(FUNCTIONS),$(FUNCTION_ZIPS))' $(RELEASE)/aws-demo
 
-test: ## Unit, property, contract, fault and end-to-end tests of everything but the AWS region's own crates
-	scripts/install-deps build test
-	cargo build $(LOCAL)
+test: ## Unit, property, contract, fault and end-to-end tests; the AWS region's against emulators
+	scripts/install-deps build test aws
+	cargo build --workspace
 	@if cargo nextest --version >/dev/null 2>&1; then \
-	  cargo nextest run $(LOCAL); \
+	  cargo nextest run --workspace; \
 	else \
 	  echo 'cargo-nextest is not installed: cargo test instead, one test at a time'; \
-	  cargo test $(LOCAL) --lib --bins --tests -- --test-threads=1; \
+	  cargo test --workspace --lib --bins --tests -- --test-threads=1; \
 	fi
-	cargo test $(LOCAL) --doc
+	cargo test --workspace --doc
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run --profile faults $(FAULTS); \
 	else \
 	  cargo test $(FAULTS) -- --test-threads=8; \
 	fi
-
-test-aws: ## Lints and tests what is built on the AWS SDK, against the emulator moto
-	scripts/install-deps build test aws
-	cargo clippy $(addprefix -p ,$(AWS)) -p rehost-tests --features rehost-tests/aws --all-targets -- -D warnings
-	cargo nextest run $(addprefix -p ,$(AWS))
 
 faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS=n SEED=s; PLANTED=1 plants each row's bugs)
 	scripts/install-deps build test
@@ -86,7 +80,7 @@ fmt: ## Formats the code
 
 lint: ## Formatting and clippy, warnings as errors
 	cargo fmt --all --check
-	cargo clippy $(LOCAL) --all-targets -- -D warnings
+	cargo clippy $(EVERYTHING) --all-targets -- -D warnings
 	cargo clippy $(FAULTS) --all-targets -- -D warnings
 
 clean: ## Removes what was built; the cache of images and tools stays

@@ -61,8 +61,8 @@ impl ReplicationServer {
     #[must_use]
     pub fn has_room_for(&self, server: &ServerId, disks: usize) -> bool {
         let of_others = self.assignments.iter().any(|a| a.server != *server);
-        let is_open = !self.draining && !(self.dedicated && of_others);
-        is_open && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+        let is_closed = self.draining || (self.dedicated && of_others);
+        !is_closed && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
     }
 }
 
