@@ -29,6 +29,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) struct Delta {
     /// User and system time of both sides.
     pub(crate) cpu_seconds: f64,
+    /// The user time of it: what the kernel takes for the same work depends on what the machine's memory costs at that moment.
+    pub(crate) user_cpu_seconds: f64,
     /// The sender's part of it, where that is known.
     pub(crate) sender_cpu_seconds: Option<f64>,
     /// The digests of the checkpoint that was asked for, which are made after it; not part of the above.
@@ -80,28 +82,35 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
     fs::write(folder.join("go"), "")?;
     wait_for(&folder.join("reached-2"), &[&sender, &receiver])?;
     let wall_seconds = started.elapsed().as_secs_f64();
-    let sender_cpu_seconds = cpu_seconds(&sender)? - before.0;
-    let cpu_seconds = sender_cpu_seconds + cpu_seconds(&receiver)? - before.1;
+    let (sent_by, received_by) = (cpu_seconds(&sender)?, cpu_seconds(&receiver)?);
     let wire_mb = (sent(folder, 2)? - before.2) / 1e6;
-    let delta_end = self::cpu_seconds(&receiver)?;
     settle(&receiver)?;
-    let manifest_cpu_seconds = Some(self::cpu_seconds(&receiver)? - delta_end);
+    let manifest_cpu_seconds = Some(cpu_seconds(&receiver)?.0 - received_by.0);
+    let sender_cpu_seconds = sent_by.0 - before.0.0;
+    let user_cpu_seconds = sent_by.1 - before.0.1 + received_by.1 - before.1.1;
     fs::write(folder.join("done"), "")?;
     sender.finish()?;
     drop(receiver);
     sides::compare(&device.0, &folder.join("target.img"))?;
     fs::remove_file(folder.join("target.img"))?;
-    Ok(Delta { cpu_seconds, sender_cpu_seconds: Some(sender_cpu_seconds), manifest_cpu_seconds, wall_seconds, wire_mb })
+    Ok(Delta {
+        cpu_seconds: sender_cpu_seconds + received_by.0 - before.1.0,
+        user_cpu_seconds,
+        sender_cpu_seconds: Some(sender_cpu_seconds),
+        manifest_cpu_seconds,
+        wall_seconds,
+        wire_mb,
+    })
 }
 
 /// Waits until a side has nothing more to do.
 fn settle(side: &Side) -> Result<()> {
     let started = Instant::now();
     loop {
-        let before = cpu_seconds(side)?;
+        let before = cpu_seconds(side)?.0;
         thread::sleep(Duration::from_millis(400));
         // It looks for holds to release all the time, which takes a tick now and then.
-        if cpu_seconds(side)? - before <= 0.02 || started.elapsed() > LIMIT {
+        if cpu_seconds(side)?.0 - before <= 0.02 || started.elapsed() > LIMIT {
             return Ok(());
         }
     }
@@ -127,7 +136,13 @@ pub(crate) fn measure_peer(image: &Path, folder: &Path) -> Result<Option<Delta>>
     sides::compare(image, &target)?;
     fs::remove_file(&target)?;
     let wire_mb = (total(&log, "Total bytes sent: ")? + total(&log, "Total bytes received: ")?) / 1e6;
-    Ok(Some(Delta { cpu_seconds: cost.cpu_seconds, wall_seconds, wire_mb, ..Delta::default() }))
+    Ok(Some(Delta {
+        cpu_seconds: cost.cpu_seconds,
+        user_cpu_seconds: cost.user_cpu_seconds,
+        wall_seconds,
+        wire_mb,
+        ..Delta::default()
+    }))
 }
 
 fn total(log: &Path, what: &str) -> Result<f64> {
@@ -201,12 +216,13 @@ impl Drop for Side {
     }
 }
 
-/// From ticks of 10 ms.
-fn cpu_seconds(side: &Side) -> Result<f64> {
+/// What a side has used so far, and how much of that outside of the kernel; from ticks of 10 ms.
+fn cpu_seconds(side: &Side) -> Result<(f64, f64)> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", side.0.id()))?;
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok()).context("/proc/PID/stat");
-    Ok((ticks(11)? + ticks(12)?) / 100.0)
+    let user = ticks(11)? / 100.0;
+    Ok((user + ticks(12)? / 100.0, user))
 }
 
 fn sent(folder: &Path, epoch: u64) -> Result<f64> {

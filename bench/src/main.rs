@@ -112,18 +112,20 @@ fn measure_deltas(image: &Path, folder: &Path, runs: usize) -> Result<serde_json
     };
     for delta in &ours {
         let sender = delta.sender_cpu_seconds.unwrap_or_default();
-        println!("CPU s: {:.2}, the sender {sender:.2} of it", delta.cpu_seconds);
+        let (all, user) = (delta.cpu_seconds, delta.user_cpu_seconds);
+        println!("CPU s: {all:.2}, outside of the kernel {user:.2}; the sender {sender:.2} of it");
     }
     let row = |name: &str, figure: fn(&delta::Delta) -> f64| {
         let (a, b) = (median(&ours, figure), median(&theirs, figure));
         let shown = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
-        println!("{name:<25}{:>12}{:>12}", shown(a), shown(b));
+        println!("{name:<30}{:>12}{:>12}", shown(a), shown(b));
         json!({"rehost": a, "rsync": b})
     };
-    println!("{:<25}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
+    println!("{:<30}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
     Ok(json!({
         "changedBytes": delta::changed_bytes(),
         "cpuSeconds": row("CPU s, both sides", |delta| delta.cpu_seconds),
+        "userCpuSeconds": row("CPU s, outside of the kernel", |delta| delta.user_cpu_seconds),
         "senderCpuSeconds": row("CPU s, sender", |delta| delta.sender_cpu_seconds.unwrap_or(f64::NAN)),
         "manifestCpuSeconds": row("CPU s, digests after it", |delta| delta.manifest_cpu_seconds.unwrap_or(f64::NAN)),
         "wallSeconds": row("wall s", |delta| delta.wall_seconds),

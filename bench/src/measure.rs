@@ -24,6 +24,8 @@ pub(crate) struct Measured {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cost {
     pub(crate) cpu_seconds: f64,
+    /// The user time of it.
+    pub(crate) user_cpu_seconds: f64,
     pub(crate) peak_mib: f64,
 }
 
@@ -69,7 +71,9 @@ impl Timed {
         let text = fs::read_to_string(&self.report).with_context(|| format!("read {}", self.report.display()))?;
         let numbers: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         match numbers.as_slice() {
-            [user, system, kib] => Ok(Cost { cpu_seconds: user + system, peak_mib: kib / 1024.0 }),
+            [user, system, kib] => {
+                Ok(Cost { cpu_seconds: user + system, user_cpu_seconds: *user, peak_mib: kib / 1024.0 })
+            }
             _ => bail!("time wrote `{text}` about {}", self.what),
         }
     }

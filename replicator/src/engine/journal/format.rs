@@ -2,11 +2,8 @@
 
 use std::borrow::Cow;
 
-use aes_gcm::{
-    Aes256Gcm, KeyInit as _, Nonce, Tag,
-    aead::{AeadInOut as _, consts::U12, inout::InOutBuf},
-};
 use rehost_model::ServerId;
+use rehost_seal::{NONCE_LENGTH, Sealer};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::{engine::random_name::RandomName, planted};
@@ -23,7 +20,7 @@ pub(super) const HEADER_LENGTH: u64 = 4096;
 /// Bytes of a record's header.
 pub(super) const RECORD_HEADER: usize = 16;
 /// Bytes of a record's tag.
-pub(super) const TAG_LENGTH: usize = 16;
+pub(super) const TAG_LENGTH: usize = rehost_seal::TAG_LENGTH;
 /// Bytes of a record besides its body.
 pub(super) const RECORD_OVERHEAD: usize = RECORD_HEADER + TAG_LENGTH;
 /// No body is longer.
@@ -201,7 +198,7 @@ impl RecordHeader {
 pub(super) struct Segment {
     pub(super) start: u64,
     chain: Chain,
-    cipher: Aes256Gcm,
+    sealer: Sealer,
 }
 
 impl Segment {
@@ -223,8 +220,7 @@ impl Segment {
     fn new(key: &DataKey, chain: Chain, start: u64) -> Self {
         let mut own = Zeroizing::new([0; 32]);
         derive(SEGMENT_CONTEXT, &[key.as_slice(), &chain], own.as_mut_slice());
-        let cipher = Aes256Gcm::new(&aes_gcm::Key::<Aes256Gcm>::from(*own));
-        Self { start, chain, cipher }
+        Self { start, chain, sealer: Sealer::new(&own) }
     }
 
     /// Appends the record that lies at `position` to `out`. One key never sees a position twice, so that no nonce is used
@@ -236,7 +232,7 @@ impl Segment {
         out.extend_from_slice(body);
         let sealed = out.get_mut(start..).filter(|_| header.kind != Kind::Segment).unwrap_or_default();
         let aad = associated(header, &head, body);
-        let tag = self.cipher.encrypt_inout_detached(&nonce(position), &aad, sealed.into()).ok()?;
+        let tag = self.sealer.seal(nonce(position), &aad, sealed).ok()?;
         out.extend_from_slice(&tag);
         Some(())
     }
@@ -253,8 +249,8 @@ impl Segment {
         let head = header.to_bytes();
         let aad = associated(header, &head, sealed);
         let clear = header.kind == Kind::Segment;
-        let buffer = if clear { InOutBuf::from(&mut [][..]) } else { InOutBuf::new(sealed, &mut *body).ok()? };
-        let opened = self.cipher.decrypt_inout_detached(&nonce(position), &aad, buffer, &Tag::from(*tag));
+        let (from, to) = if clear { (&[] as &[u8], &mut [] as &mut [u8]) } else { (sealed, &mut *body) };
+        let opened = self.sealer.open(nonce(position), &aad, (from, tag), to);
         if clear || (opened.is_err() && planted::is("no-crc-check")) {
             // What does not fit was not opened.
             body.copy_from_slice(sealed);
@@ -271,10 +267,10 @@ fn associated<'a>(header: RecordHeader, head: &'a [u8; RECORD_HEADER], body: &[u
     }
 }
 
-fn nonce(position: u64) -> Nonce<U12> {
-    let mut bytes = [0; 12];
+fn nonce(position: u64) -> [u8; NONCE_LENGTH] {
+    let mut bytes = [0; NONCE_LENGTH];
     bytes[4..].copy_from_slice(&position.to_be_bytes());
-    Nonce::from(bytes)
+    bytes
 }
 
 #[cfg(test)]
