@@ -13,6 +13,8 @@ RELEASE := $(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/release
 # Alone, never with the workspace: the feature would be built into everything else too.
 FAULTS := -p rehost-faults --features planted
 FUNCTION_ZIPS := $(CARGO_TARGET_DIR)/lambda/zips
+# The programs that tests start: none of them is built on the SDK of EC2, which takes minutes and 7 GiB.
+STARTED := --workspace --exclude rehost-aws --exclude rehost-ec2 --exclude rehost-functions
 # What only `make aws-demo` and the zips are built with is linted, too.
 EVERYTHING := --workspace --features rehost-tests/aws,rehost-functions/lambda
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
@@ -43,7 +45,7 @@ aws-demo: ## Migrates a server through the AWS region, on two emulators (FUNCTIO
 
 test: ## Unit, property, contract, fault and end-to-end tests; the AWS region's against emulators
 	scripts/install-deps build test aws
-	cargo build --workspace
+	cargo build $(STARTED)
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  cargo nextest run --workspace; \
 	else \
