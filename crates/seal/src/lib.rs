@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn only_what_was_sealed_so_is_opened() {
-        let (sealer, nonce) = (sealer(1), [7; NONCE_LENGTH]);
+        let (sealer, other, nonce) = (sealer(1), sealer(2), [7; NONCE_LENGTH]);
         let mut sealed = *b"content";
         let tag = sealer.seal(nonce, b"context", &mut sealed).unwrap();
         let mut out = [0; 7];
@@ -106,7 +106,7 @@ mod tests {
             sealer.open([8; NONCE_LENGTH], b"context", (&sealed, &tag), &mut out),
             sealer.open(nonce, b"context", (&sealed, &[0; TAG_LENGTH]), &mut out),
             sealer.open(nonce, b"context", (&changed, &tag), &mut out),
-            super::tests::sealer(2).open(nonce, b"context", (&sealed, &tag), &mut out),
+            other.open(nonce, b"context", (&sealed, &tag), &mut out),
             sealer.open(nonce, b"context", (&sealed[1..], &tag), &mut out),
         ] {
             assert_eq!(refused, Err(NotSealedSo));
