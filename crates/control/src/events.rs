@@ -30,6 +30,15 @@ pub(crate) fn record(server: &mut SourceServer, now: Timestamp, detail_type: Eve
     });
 }
 
+/// As [`record`], unless the same stands in the outbox already: who comes again because it could not be published would only
+/// add to what cannot be published.
+pub(crate) fn record_once(server: &mut SourceServer, now: Timestamp, detail_type: EventType, data: Value) {
+    let is_same = |e: &Event| e.detail_type == detail_type && data.as_object() == Some(&e.detail.data);
+    if !server.internal.outbox.iter().any(is_same) {
+        record(server, now, detail_type, data);
+    }
+}
+
 /// Compares a server before and after a change and records every transition in between.
 pub(crate) fn record_changes(before: &SourceServer, after: &mut SourceServer, now: Timestamp) {
     record_initiation_steps(before, after, now);

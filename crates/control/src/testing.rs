@@ -330,6 +330,7 @@ impl Compute for Fake {
 
     async fn snapshot_state(&self, snapshot: &SnapshotId) -> PortResult<SnapshotState> {
         self.call(|world| match (world.is_pending(snapshot.as_str()), world.fails.contains(&ResourceKind::Snapshot)) {
+            _ if !world.resources.contains_key(snapshot.as_str()) => Err(PortError::not_found(snapshot)),
             (true, _) => Ok(SnapshotState::Pending),
             (_, true) => Ok(SnapshotState::Failed),
             _ => Ok(SnapshotState::Completed),

@@ -1,6 +1,6 @@
 //! The replication server: the machine on which a replicator runs, and whom it serves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +32,9 @@ pub struct ReplicationServer {
     #[serde(default)]
     pub public_addresses: Option<Vec<String>>,
     pub assignments: Vec<Assignment>,
+    /// For how many disks room is kept: of servers that chose it and whose disks are not attached yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reserved: BTreeMap<ServerId, usize>,
     /// No new disks: it is about to be replaced or to go.
     pub draining: bool,
     /// When its machine was launched.
@@ -60,9 +63,11 @@ impl ReplicationServer {
     /// Whether `disks` more disks of `server` fit.
     #[must_use]
     pub fn has_room_for(&self, server: &ServerId, disks: usize) -> bool {
-        let of_others = self.assignments.iter().any(|a| a.server != *server);
+        let reserved_by_others = || self.reserved.iter().filter(|(by, _)| *by != server).map(|(_, disks)| disks);
+        let of_others = self.assignments.iter().any(|a| a.server != *server) || reserved_by_others().next().is_some();
         let is_closed = self.draining || (self.dedicated && of_others);
-        !is_closed && self.assignments.len() + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+        let kept: usize = reserved_by_others().sum();
+        !is_closed && self.assignments.len() + kept + disks <= MAX_DISKS_PER_REPLICATION_SERVER
     }
 }
 
@@ -134,6 +139,7 @@ mod tests {
             addresses: vec![],
             public_addresses: None,
             assignments: (0..assigned).map(|_| assignment()).collect(),
+            reserved: BTreeMap::new(),
             draining: false,
             launched_at: None,
             missed_checks: 0,

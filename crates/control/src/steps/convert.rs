@@ -11,7 +11,7 @@ use crate::ledger::{self, Planned};
 use crate::ports::{ClientToken, ConversionProgress, ConversionSpec, Ports, VolumeSpec};
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
+    let context = JobContext::load_unfinished(ports, state).await?;
     if context.work.conversion_done {
         return done();
     }

@@ -23,7 +23,7 @@ const UNFENCE_LIMIT_MS: u64 = 10 * 60 * 1000;
 
 /// Drains, then fences; a test needs neither.
 pub(super) async fn prepare(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
+    let context = JobContext::load_unfinished(ports, state).await?;
     if context.server.is_leaving() || !context.server.data_replication_info.data_replication_state.is_active() {
         return stopped();
     }

@@ -4,11 +4,11 @@ use rehost_model::event::EventType;
 use rehost_model::job::{JobLogEvent, JobLogEventData, JobStatus, LaunchStatus};
 use rehost_model::launch::FirstBoot;
 use rehost_model::ledger::Purpose;
-use rehost_model::{Job, JobId, ServerId};
+use rehost_model::{Job, JobId, ServerId, SourceServer};
 use serde_json::json;
 
 use super::cutover::{self, Opened};
-use super::{Answer, JobContext, State, StepError, done, in_progress, snapshot};
+use super::{Answer, JobContext, State, StepError, done, in_progress, job_over, snapshot};
 use crate::ports::Ports;
 use crate::{PortError, events, jobs, ledger, repo};
 
@@ -27,21 +27,23 @@ pub(super) async fn status(ports: &Ports, state: &State) -> Answer {
     }
 }
 
-/// The job starts for this server.
+/// The job starts for this server; one that is over stays so.
 pub(super) async fn begin(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
+    let context = JobContext::load_unfinished(ports, state).await?;
     let now = ports.clock.now();
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     repo::update_job(ports, job_id, |job| {
-        job.status = JobStatus::Started;
-        if let Some(participant) = job.participant_mut(id)
-            && participant.launch_status == LaunchStatus::Pending
-        {
-            participant.launch_status = LaunchStatus::InProgress;
+        if let Some(participant) = job.participant_mut(id) {
+            match participant.launch_status {
+                LaunchStatus::Pending => participant.launch_status = LaunchStatus::InProgress,
+                status if status.is_over() => return Err(job_over(job_id, id)),
+                _ => {}
+            }
         }
+        job.status = JobStatus::Started;
         jobs::log(job, now, JobLogEvent::JobStart, JobLogEventData::default());
         jobs::log(job, now, JobLogEvent::SnapshotStart, context.event_data());
-        Ok::<_, PortError>(())
+        Ok::<_, StepError>(())
     })
     .await?;
     tell(ports, id, job_id, JobStatus::Started, None).await?;
@@ -50,14 +52,23 @@ pub(super) async fn begin(ports: &Ports, state: &State) -> Answer {
 
 /// The copy passed its verification: the launch is committed, what it replaces goes, and the server is free for the next job.
 pub(super) async fn complete(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
-    commit(ports, &context).await?;
+    let mut context = JobContext::load(ports, state).await?;
+    let (job_id, id) = (context.job.job_id.clone(), context.server.source_server_id.clone());
+    match context.outcome() {
+        Some(LaunchStatus::Launched) => return done(),
+        Some(_) => return Err(job_over(&job_id, &id)),
+        None => context.server = commit(ports, &context).await?,
+    }
+    // It failed meanwhile, or just before: what it would have replaced is what the server has gone back to.
+    if !is_committed(&context) {
+        return Err(job_over(&job_id, &id));
+    }
     finish(ports, &context).await?;
     done()
 }
 
 /// The one write from which on the launch counts: before it everything is undone, after it nothing.
-async fn commit(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
+async fn commit(ports: &Ports, context: &JobContext) -> Result<SourceServer, StepError> {
     let now = ports.clock.now();
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     repo::update_server(ports, id, |server| {
@@ -74,15 +85,19 @@ async fn commit(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
         Ok::<_, StepError>(())
     })
     .await
-    .map(|_| ())
+    .map(|(server, ())| server)
 }
 
-/// Whether the launch was committed; what failed after that is gone on with, not undone.
+/// Whether the launch was committed; what failed after that is gone on with, not undone. The copy itself may be given up, or
+/// replaced, by then: but a job leaves its server only by its commit, or after its undoing began.
 fn is_committed(context: &JobContext) -> bool {
-    let job_id = &context.job.job_id;
-    let launched = context.server.launched_instance.as_ref().filter(|l| l.job_id == *job_id);
+    let (job_id, server) = (&context.job.job_id, &context.server);
+    let record = if context.is_cutover() { &server.life_cycle.last_cutover } else { &server.life_cycle.last_test };
+    let initiated = record.as_ref().and_then(|record| record.initiated.as_ref()?.job_id.as_ref()) == Some(job_id);
+    let launched = server.launched_instance.as_ref().filter(|l| l.job_id == *job_id);
     let succeeded = launched.is_some_and(|l| l.first_boot == FirstBoot::Succeeded);
-    succeeded && context.server.internal.active_job.as_ref() != Some(job_id)
+    let left = server.internal.active_job.as_ref() != Some(job_id) && context.work.undo_began.is_none();
+    left && (initiated || succeeded)
 }
 
 /// What follows from the commit.
@@ -92,7 +107,7 @@ async fn finish(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     let instance = context.work.instance.clone();
     repo::update_job(ports, job_id, |job| {
-        if let Some(participant) = job.participant_mut(id) {
+        if let Some(participant) = job.participant_mut(id).filter(|p| !p.launch_status.is_over()) {
             participant.launch_status = LaunchStatus::Launched;
             participant.launched_ec2_instance_id.clone_from(&instance);
         }
@@ -107,9 +122,14 @@ async fn finish(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
 /// before the call, with the reason on the job. `COMMITTED` when it failed after its commit: then it is completed.
 pub(super) async fn fail(ports: &Ports, state: &State) -> Answer {
     let context = JobContext::load(ports, state).await?;
-    if is_committed(&context) {
-        finish(ports, &context).await?;
-        return Ok(json!({"status": "COMMITTED"}));
+    match context.outcome() {
+        Some(LaunchStatus::Failed) => return done(),
+        Some(_) => return Ok(json!({"status": "COMMITTED"})),
+        None if is_committed(&context) => {
+            finish(ports, &context).await?;
+            return Ok(json!({"status": "COMMITTED"}));
+        }
+        None => {}
     }
     let (job_id, id) = (&context.job.job_id, &context.server.source_server_id);
     let now = ports.clock.now();
@@ -165,7 +185,7 @@ async fn go_back(ports: &Ports, context: &JobContext, cause: &str) -> Result<(),
     .await?;
     jobs::release(ports, job_id, id).await?;
     repo::update_job(ports, job_id, |job| {
-        if let Some(participant) = job.participant_mut(id) {
+        if let Some(participant) = job.participant_mut(id).filter(|p| !p.launch_status.is_over()) {
             participant.launch_status = LaunchStatus::Failed;
         }
         end_if_over(job, now);
@@ -249,7 +269,7 @@ pub(super) async fn tell(
     let now = ports.clock.now();
     repo::update_server(ports, id, |server| {
         let data = json!({"jobID": job, "status": status, "launchStatus": launch_status});
-        events::record(server, now, EventType::JobChange, data);
+        events::record_once(server, now, EventType::JobChange, data);
         Ok::<_, StepError>(())
     })
     .await

@@ -25,7 +25,7 @@ use crate::ports::{ClientToken, InstanceSpec, Ports};
 use crate::repo;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
+    let context = JobContext::load_unfinished(ports, state).await?;
     if !ports.compute.launches_from_images() {
         launch(ports, &context, None).await?;
         return done();

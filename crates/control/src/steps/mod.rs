@@ -19,7 +19,7 @@ pub(crate) mod snapshot;
 mod terminate;
 mod verify;
 
-use rehost_model::job::{JobLogEvent, JobLogEventData};
+use rehost_model::job::{JobLogEvent, JobLogEventData, LaunchStatus};
 use rehost_model::lifecycle::IllegalTransition;
 use rehost_model::{ExecutionId, Job, JobId, ServerId, SourceServer};
 use serde::de::DeserializeOwned;
@@ -223,6 +223,13 @@ impl State {
     }
 }
 
+fn job_over(job: &JobId, server: &ServerId) -> StepError {
+    StepError::new(
+        "JobOver",
+        format!("the job {job} is over for the server {server}: whatever comes now comes too late"),
+    )
+}
+
 /// A job, one of its servers, and what was made for it so far.
 struct JobContext {
     job: Job,
@@ -239,6 +246,22 @@ impl JobContext {
             StepError::new("InvalidInput", message)
         })?;
         Ok(Self { job, server, work })
+    }
+
+    /// For what is done on the way of a launch. Whoever comes when the job is over for the server comes too late: what it made,
+    /// nobody would undo any more.
+    async fn load_unfinished(ports: &Ports, state: &State) -> Result<Self, StepError> {
+        let context = Self::load(ports, state).await?;
+        match context.outcome() {
+            Some(_) => Err(job_over(&context.job.job_id, &context.server.source_server_id)),
+            None => Ok(context),
+        }
+    }
+
+    /// What the job came to for this server, once it is over for it.
+    fn outcome(&self) -> Option<LaunchStatus> {
+        let mine = self.job.participating_servers.iter().find(|p| p.source_server_id == self.server.source_server_id);
+        mine.map(|mine| mine.launch_status).filter(|status| status.is_over())
     }
 
     fn is_cutover(&self) -> bool {

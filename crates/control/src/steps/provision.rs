@@ -216,6 +216,7 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
             return Err(PortError::new(PortErrorKind::Quota, message));
         }
         replicator.assignments.extend(assignments.iter().cloned());
+        replicator.reserved.remove(id);
         Ok(())
     });
     if let Err(error) = assigned.await {

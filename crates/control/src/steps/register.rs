@@ -1,8 +1,8 @@
 //! Applies the replication settings to a server that enrolled, plans its staging disks, and begins the initiation.
 
-use rehost_model::SourceServer;
 use rehost_model::replication::{DataReplicationInitiation, DataReplicationState};
 use rehost_model::settings::{ReplicatedDiskSettings, StagingDiskType};
+use rehost_model::{ExecutionId, SourceServer};
 
 use super::{Answer, State, StepError, done, stopped};
 use crate::ports::Ports;
@@ -14,6 +14,10 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let execution = state.execution()?;
     let (server, ()) = repo::update_server(ports, &state.server_id()?, |server| {
         plan_disks(server);
+        let begins = server.internal.chain.as_ref().is_none_or(|chain| is_later(&execution, chain));
+        if !begins {
+            return Ok(());
+        }
         // Whoever comes last takes the server along; an earlier execution that still waits for something gives up.
         server.internal.chain = Some(execution.clone());
         let leaving = server.is_leaving();
@@ -27,7 +31,18 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
         Ok::<_, StepError>(())
     })
     .await?;
-    if server.data_replication_info.data_replication_state.is_active() { done() } else { stopped() }
+    let goes_on = server.data_replication_info.data_replication_state.is_active() && !state.is_superseded(&server);
+    if goes_on { done() } else { stopped() }
+}
+
+/// Executions are named after the event that started them, with its number at the end: a step that comes late for an earlier one
+/// must not take the server from a later one, and one that comes again must not begin a replication that was stopped meanwhile.
+fn is_later(execution: &ExecutionId, chain: &ExecutionId) -> bool {
+    let number = |execution: &ExecutionId| execution.0.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
+    match (number(execution), number(chain)) {
+        (Some(mine), Some(present)) => mine > present,
+        _ => execution != chain,
+    }
 }
 
 fn plan_disks(server: &mut SourceServer) {

@@ -2,18 +2,19 @@
 //!
 //! One serves several servers, so each of them has it in its own ledger; the last to leave terminates it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehost_model::ledger::{Billed, LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replication::{InitiationStepName as Name, InitiationStepStatus as Status};
 use rehost_model::replicator::{Placement, ReplicationServer};
 use rehost_model::settings::ReplicationSettings;
 use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::StepError;
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, Ports, ReplicationServerSpec, Tags};
+use crate::ports::{ClientToken, InstanceState, ItemKey, Kind, Ports, ReplicationServerSpec, Tags, Version};
 use crate::{PortError, repo};
 
 /// A replication server that serves others has let go of a server's volumes when it has reported this long after it was told;
@@ -95,18 +96,32 @@ async fn spec(
 
 /// One with room, or a new one; and the server remembers it.
 async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServer, StepError> {
-    let settings = &server.internal.replication.settings;
+    let (me, settings) = (&server.source_server_id, &server.internal.replication.settings);
     let disks = server.internal.staging.len();
     let former = server.internal.former_replicator.as_ref();
-    let all: Vec<ReplicationServer> = repo::list(ports, "").await?;
-    let suits = |r: &ReplicationServer| {
-        former != Some(&r.id) && r.suits(settings) && r.has_room_for(&server.source_server_id, disks)
-    };
-    let chosen = match all.into_iter().find(suits) {
+    let turn = ports.store.get(&next_one()).await?.map(|turn| turn.version);
+    let mut all: Vec<ReplicationServer> = repo::list(ports, "").await?;
+    // First the one that it chose before it was cut off.
+    all.sort_by_key(|replicator| !replicator.reserved.contains_key(me));
+    let suits = |r: &&ReplicationServer| former != Some(&r.id) && r.suits(settings) && r.has_room_for(me, disks);
+    let suitable: Vec<_> = all.iter().filter(suits).collect();
+    let mut chosen = None;
+    for replicator in &suitable {
+        chosen = reserve(ports, &replicator.id, me, disks).await?;
+        if chosen.is_some() {
+            break;
+        }
+    }
+    let chosen = match chosen {
         Some(replicator) => replicator,
-        None => new(ports, settings).await?,
+        None if !suitable.is_empty() => {
+            return Err(
+                PortError::conflict("others took the room that replication servers had; it is chosen anew").into()
+            );
+        }
+        None => new(ports, settings, turn, BTreeMap::from([(me.clone(), disks)])).await?,
     };
-    repo::update_server(ports, &server.source_server_id, |server| {
+    repo::update_server(ports, me, |server| {
         set(server, Some(chosen.id.clone()));
         Ok::<_, StepError>(())
     })
@@ -114,12 +129,44 @@ async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServe
     Ok(chosen)
 }
 
+/// Keeps room for the server's disks until they are attached, so that of many who choose at once no more come than fit.
+async fn reserve(
+    ports: &Ports,
+    id: &ReplicatorId,
+    server: &ServerId,
+    disks: usize,
+) -> Result<Option<ReplicationServer>, StepError> {
+    let reserved = repo::update_replicator(ports, id, |replicator| {
+        let has_room = replicator.has_room_for(server, disks);
+        if has_room {
+            replicator.reserved.insert(server.clone(), disks);
+        }
+        Ok(has_room)
+    });
+    match reserved.await {
+        Ok((replicator, has_room)) => Ok(Some(replicator).filter(|_| has_room)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn set(server: &mut SourceServer, id: Option<ReplicatorId>) {
     server.internal.replicator.clone_from(&id);
     server.data_replication_info.replicator_id = id;
 }
 
-async fn new(ports: &Ports, settings: &ReplicationSettings) -> Result<ReplicationServer, StepError> {
+/// Changes whenever a replication server is made that others may share: of many servers that find no room at once one makes it, and
+/// the others come again and find it.
+fn next_one() -> ItemKey {
+    ItemKey::new(Kind::Lock, "replication-server")
+}
+
+async fn new(
+    ports: &Ports,
+    settings: &ReplicationSettings,
+    turn: Option<Version>,
+    reserved: BTreeMap<ServerId, usize>,
+) -> Result<ReplicationServer, StepError> {
     let id = ReplicatorId::generate();
     let mut token = [0u8; 32];
     getrandom::fill(&mut token).map_err(|e| PortError::unavailable(format!("no random numbers: {e}")))?;
@@ -136,10 +183,14 @@ async fn new(ports: &Ports, settings: &ReplicationSettings) -> Result<Replicatio
         addresses: Vec::new(),
         public_addresses: None,
         assignments: Vec::new(),
+        reserved,
         draining: false,
         launched_at: None,
         missed_checks: 0,
     };
+    if !replicator.dedicated {
+        ports.store.put(&next_one(), json!({}), turn).await?;
+    }
     repo::create(ports, &replicator).await?;
     Ok(replicator)
 }
@@ -156,6 +207,7 @@ pub(super) async fn of(ports: &Ports, server: &SourceServer) -> Result<Replicati
 pub(super) async fn start_over_with_another(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
     if let Some(id) = &server.internal.replicator {
         let avoided = repo::update_replicator(ports, id, |replicator| {
+            replicator.reserved.remove(&server.source_server_id);
             replicator.draining |= replicator.assignments.is_empty();
             Ok(())
         });
@@ -216,6 +268,7 @@ async fn lets_go(ports: &Ports, server: &SourceServer, id: &ReplicatorId) -> Res
     }
     repo::update_replicator(ports, id, |replicator| {
         replicator.assignments.retain(|a| a.server != server.source_server_id);
+        replicator.reserved.remove(&server.source_server_id);
         Ok(())
     })
     .await?;
@@ -240,15 +293,20 @@ pub(super) async fn leave(ports: &Ports, server: &SourceServer, id: &ReplicatorI
     let wanted = others.iter().any(|s| s.source_server_id != *me && s.internal.replicator.as_ref() == Some(id));
     let (left, ()) = repo::update_replicator(ports, id, |replicator| {
         replicator.assignments.retain(|a| a.server != *me);
+        replicator.reserved.remove(me);
         // From here on nobody joins it, so that it can go without taking a newcomer's volumes with it.
-        replicator.draining |= replicator.assignments.is_empty() && !wanted;
+        replicator.draining |= is_empty(replicator) && !wanted;
         Ok(())
     })
     .await?;
-    if left.draining && left.assignments.is_empty() && !wanted {
+    if left.draining && is_empty(&left) && !wanted {
         remove(ports, server, &left).await?;
     }
     settle(ports, me, id, served.len()).await
+}
+
+fn is_empty(replicator: &ReplicationServer) -> bool {
+    replicator.assignments.is_empty() && replicator.reserved.is_empty()
 }
 
 async fn remove(ports: &Ports, server: &SourceServer, replicator: &ReplicationServer) -> Result<(), StepError> {

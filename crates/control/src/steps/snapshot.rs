@@ -12,7 +12,7 @@ use serde_json::json;
 pub(super) use checkpoint::request;
 pub(crate) use checkpoint::{on_report, tick};
 
-use super::{Answer, State, StepError, in_progress, stopped};
+use super::{Answer, State, StepError, VISIBLE_AFTER_MS, in_progress, stopped};
 use crate::ledger::{self, Planned};
 use crate::ports::{ClientToken, ExecutionStatus, PortResult, Ports, SnapshotState, TaskOutcome};
 use crate::retention::{self, Kept};
@@ -100,15 +100,18 @@ async fn take_snapshots(ports: &Ports, server: &SourceServer, set: SnapshotSet) 
         Err(error) if error.kind == PortErrorKind::Throttled => return in_progress(THROTTLED_SECONDS),
         other => other?,
     };
-    // What is written from now on is not in them.
-    let ended_early = !release_hold(ports, server, set.epoch).await?;
+    // Asked after they were taken, and before the hold is released: so whoever is cut off here finds the same once more.
+    let checkpoint = repo::server(ports, &server.source_server_id).await?.internal.checkpoint;
+    let ended_early = checkpoint.released >= set.epoch || checkpoint.expired >= set.epoch;
     let volumes: Vec<_> = server.internal.staging.iter().filter_map(|disk| disk.volume.clone()).collect();
-    change_set(ports, &set, |set| {
+    move_set(ports, &set, |set| {
         set.snapshots.clone_from(&snapshots);
         set.volumes.clone_from(&volumes);
         set.state = if ended_early { SnapshotSetState::Failed } else { SnapshotSetState::Confirming };
     })
     .await?;
+    // What is written from now on is not in them.
+    release_hold(ports, server, set.epoch).await?;
     in_progress(1)
 }
 
@@ -138,26 +141,27 @@ fn snapshot_token(set: &SnapshotSet) -> ClientToken {
     ClientToken::derive(&[set.execution.0.as_str(), "snapshot", &set.epoch.to_string()])
 }
 
-/// Ends the hold at `epoch`. `false` when it had ended before: somebody else's snapshot of the same checkpoint released it, or
-/// it timed out; what was taken meanwhile may be torn. Decided with the write, since taking snapshots takes its time.
-async fn release_hold(ports: &Ports, server: &SourceServer, epoch: Epoch) -> Result<bool, StepError> {
+/// Ends the hold at `epoch`, if it has not ended yet.
+async fn release_hold(ports: &Ports, server: &SourceServer, epoch: Epoch) -> Result<(), StepError> {
     let released = repo::update_server(ports, &server.source_server_id, |server| {
         let checkpoint = &mut server.internal.checkpoint;
-        let lasted = checkpoint.released < epoch && checkpoint.expired < epoch;
         checkpoint.released = checkpoint.released.max(epoch);
-        Ok::<_, StepError>(lasted)
+        Ok::<_, StepError>(())
     });
-    released.await.map(|(_, lasted)| lasted)
+    released.await.map(|_| ())
 }
 
 /// The replicator has the last word: it says that the hold ended because it was released, not because it timed out.
 async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answer {
     let checkpoint = &server.internal.checkpoint;
     if checkpoint.expired >= set.epoch {
-        change_set(ports, &set, |set| set.state = SnapshotSetState::Failed).await?;
+        move_set(ports, &set, |set| set.state = SnapshotSetState::Failed).await?;
         return in_progress(0);
     }
     if checkpoint.held.is_some_and(|held| held <= set.epoch) {
+        if checkpoint.released < set.epoch {
+            release_hold(ports, server, set.epoch).await?;
+        }
         return in_progress(1);
     }
     let now = ports.clock.now();
@@ -176,17 +180,21 @@ async fn confirm(ports: &Ports, server: &SourceServer, set: SnapshotSet) -> Answ
         Ok::<_, StepError>(())
     })
     .await?;
-    change_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
+    move_set(ports, &set, |set| set.state = SnapshotSetState::Launchable).await?;
     in_progress(0)
 }
 
 async fn are_complete(ports: &Ports, set: &SnapshotSet) -> Result<bool, StepError> {
     for snapshot in &set.snapshots {
-        match ports.compute.snapshot_state(snapshot).await? {
+        let state = match ports.compute.snapshot_state(snapshot).await {
+            Err(error) if error.is_not_found() && is_new(ports, set).await? => SnapshotState::Pending,
+            state => state?,
+        };
+        match state {
             SnapshotState::Completed => {}
             SnapshotState::Pending => return Ok(false),
             SnapshotState::Failed => {
-                change_set(ports, set, |set| set.state = SnapshotSetState::Failed).await?;
+                move_set(ports, set, |set| set.state = SnapshotSetState::Failed).await?;
                 return Err(StepError::new("SnapshotFailed", format!("the snapshot {snapshot} failed; try again")));
             }
         }
@@ -194,11 +202,21 @@ async fn are_complete(ports: &Ports, set: &SnapshotSet) -> Result<bool, StepErro
     Ok(true)
 }
 
+/// Whether the snapshots of a set were taken just now, so that what is not seen may be on its way.
+async fn is_new(ports: &Ports, set: &SnapshotSet) -> Result<bool, StepError> {
+    let (token, now) = (snapshot_token(set), ports.clock.now());
+    let entries = ledger::entries(ports, &set.server).await?;
+    let taken = entries.iter().find(|entry| entry.token == token.as_str()).map(|entry| entry.created);
+    Ok(taken.is_some_and(|taken| now.ms_since(taken) < VISIBLE_AFTER_MS))
+}
+
 /// The hold ended too early: what was taken goes, and another checkpoint is asked for.
 async fn request_again(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result<SnapshotSet, StepError> {
-    delete_snapshots(ports, set).await?;
+    if set.state == SnapshotSetState::Failed {
+        delete_snapshots(ports, set).await?;
+    }
     let epoch = request_checkpoint(ports, server).await?;
-    change_set(ports, set, |set| {
+    move_set(ports, set, |set| {
         set.snapshots.clear();
         set.volumes.clear();
         set.epoch = epoch;
@@ -245,7 +263,7 @@ async fn remove_set(ports: &Ports, set: &SnapshotSet) -> Result<(), StepError> {
         match repo::find::<SourceServer>(ports, set.server.as_str()).await? {
             // Asked for before the server was installed anew: its number means something else now.
             Some((server, _)) if server.internal.checkpoint.requested < set.epoch => {}
-            Some((server, _)) => drop(release_hold(ports, &server, set.epoch).await?),
+            Some((server, _)) => release_hold(ports, &server, set.epoch).await?,
             None => {}
         }
     }
@@ -278,6 +296,26 @@ async fn change_set(
     })
     .await?;
     Ok(set)
+}
+
+/// As [`change_set`], for the next state of a set. Several may carry a set on at once: whoever finds it elsewhere than where it
+/// was seen lets it be there.
+async fn move_set(
+    ports: &Ports,
+    seen: &SnapshotSet,
+    change: impl Fn(&mut SnapshotSet) + Send + Sync,
+) -> Result<SnapshotSet, StepError> {
+    let moved = change_set(ports, seen, |set| {
+        if is_where(set, seen) {
+            change(set);
+        }
+    });
+    moved.await
+}
+
+/// Whether a set is where it was seen before.
+fn is_where(set: &SnapshotSet, seen: &SnapshotSet) -> bool {
+    (set.state, set.epoch) == (seen.state, seen.epoch)
 }
 
 async fn sets_of(ports: &Ports, server: &ServerId) -> Result<Vec<SnapshotSet>, PortError> {

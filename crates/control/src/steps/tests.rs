@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 mod cutover;
 mod images;
+mod late;
 mod reaper;
 mod replication;
 mod snapshots;

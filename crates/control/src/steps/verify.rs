@@ -9,7 +9,7 @@ use crate::ports::{InstanceState, Ports};
 const CONSOLE_TAIL_CHARS: usize = 600;
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
-    let context = JobContext::load(ports, state).await?;
+    let context = JobContext::load_unfinished(ports, state).await?;
     let Some(instance) = &context.work.instance else {
         return Err(StepError::new("InvalidInput", "nothing was launched yet that could be verified"));
     };

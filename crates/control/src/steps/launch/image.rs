@@ -11,8 +11,14 @@ use crate::ports::{ClientToken, ImageSpec, ImageState, InstanceState, Ports, Sna
 /// The image of the converted volumes, made as far as it goes; `None` while it is not there yet.
 pub(super) async fn make(ports: &Ports, context: &JobContext) -> Result<Option<ImageId>, StepError> {
     let snapshots = take_snapshots(ports, context).await?;
+    let now = ports.clock.now();
+    let is_new = now.ms_since(context.work.image_began.unwrap_or(now)) < VISIBLE_AFTER_MS;
     for snapshot in &snapshots {
-        match ports.compute.snapshot_state(snapshot).await? {
+        let state = match ports.compute.snapshot_state(snapshot).await {
+            Err(error) if error.is_not_found() && is_new => SnapshotState::Pending,
+            state => state?,
+        };
+        match state {
             SnapshotState::Completed => {}
             SnapshotState::Pending => return Ok(None),
             SnapshotState::Failed => {

@@ -15,7 +15,7 @@ use rehost_model::{Epoch, SourceServer, TaskToken};
 use serde_json::json;
 
 use super::super::{Answer, State, StepError, done, stopped};
-use super::{change_set, find_or_request, is_wanted, release_hold, remove_set, request_again};
+use super::{change_set, find_or_request, is_wanted, is_where, release_hold, remove_set, request_again};
 use crate::ports::{ExecutionStatus, Ports, TaskOutcome};
 use crate::{PortError, PortErrorKind, repo};
 
@@ -96,9 +96,12 @@ async fn go_on(ports: &Ports, set: SnapshotSet) -> Result<(), StepError> {
         return Ok(());
     };
     let status = ports.workflows.status(&set.execution).await?;
-    let is_over = status.is_some_and(|status| status != ExecutionStatus::Running);
-    if is_over && set.state != SnapshotSetState::Launchable {
-        return remove_set(ports, &set).await;
+    if status.is_some_and(|status| status != ExecutionStatus::Running) && set.state != SnapshotSetState::Launchable {
+        // Since the set was read its execution may have come to a good end.
+        return match read_again(ports, &set).await? {
+            Some(set) if set.state != SnapshotSetState::Launchable => remove_set(ports, &set).await,
+            _ => Ok(()),
+        };
     }
     if set.token.is_some() { advance(ports, &server, set, false).await } else { Ok(()) }
 }
@@ -144,12 +147,21 @@ pub(super) async fn advance(
             let set = begin_snapshots(ports, &set, held, consistency).await?;
             tell(ports, &set).await
         }
-        Hold::Gone => request_again(ports, server, &set).await.map(|_| ()),
+        // It is gone, too, when whoever saw it is through with it since the set was read.
+        Hold::Gone => match read_again(ports, &set).await? {
+            Some(now) if is_where(&now, &set) => request_again(ports, server, &set).await.map(|_| ()),
+            _ => Ok(()),
+        },
         Hold::Coming => {
             make_way(ports, server, &set).await?;
             if heard { heartbeat(ports, server, &set).await } else { Ok(()) }
         }
     }
+}
+
+async fn read_again(ports: &Ports, set: &SnapshotSet) -> Result<Option<SnapshotSet>, PortError> {
+    let found = repo::find::<SnapshotSet>(ports, &format!("{}/{}", set.server, set.execution)).await?;
+    Ok(found.map(|(set, _)| set))
 }
 
 async fn begin_snapshots(
@@ -172,7 +184,7 @@ async fn begin_snapshots(
 async fn make_way(ports: &Ports, server: &SourceServer, set: &SnapshotSet) -> Result<(), StepError> {
     match server.internal.checkpoint.held {
         Some(held) if held < set.epoch && !is_wanted(ports, set, held).await? => {
-            release_hold(ports, server, held).await.map(|_| ())
+            release_hold(ports, server, held).await
         }
         _ => Ok(()),
     }
