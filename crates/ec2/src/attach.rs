@@ -14,9 +14,9 @@ use crate::devices::free_device;
 use crate::errors::{code, failed};
 use crate::volumes::check_sound;
 
-/// How often, and after what pause, an attachment is looked at until it is complete.
-const LOOKS: u32 = 4;
-const PAUSE: Duration = Duration::from_secs(1);
+/// How often an attachment is looked at until it is complete, with a pause that grows: three seconds in all.
+const LOOKS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// How a volume stands to an instance.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl Ec2Compute {
     pub(crate) async fn attach(&self, id: &VolumeId, instance: &InstanceId) -> PortResult<String> {
         for look in 0..LOOKS {
             if look > 0 {
-                sleep(PAUSE).await;
+                sleep(PAUSE * look).await;
             }
             if self.advance_attachment(id, instance).await? {
                 return Ok(location(id));

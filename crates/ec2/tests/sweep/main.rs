@@ -8,6 +8,8 @@
 
 #![allow(clippy::unwrap_used)] // What cannot be set up fails the test.
 
+mod breaker;
+mod chores;
 mod flight;
 mod source;
 mod table;
@@ -15,7 +17,9 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use rehost_control::Ports;
 use rehost_model::LifeCycleState;
 use rehost_tests::aws::Failure;
 use serde_json::json;
@@ -32,54 +36,64 @@ struct End {
     table: Table,
     resources: BTreeMap<&'static str, usize>,
     ledger: usize,
+    left: Vec<String>,
 }
 
 async fn migrate(world: &Arc<World>, plan: Plan) -> (End, Way) {
-    let ports = world.fresh().await;
-    let mut source = Source::enrol(world, ports, plan).await;
+    let began = Instant::now();
+    let region = world.fresh().await;
+    let mut source = Source::enrol(world, region, plan).await;
     source.migrate().await;
-    (end(world, &source).await, std::mem::take(&mut source.way))
+    let (end, way) = (end(world, &source).await, std::mem::take(&mut source.way));
+    let (calls, struck, took) = (way.calls, way.struck, began.elapsed());
+    println!("{plan:?}: {calls} calls, {struck} failures, {took:.1?}");
+    (end, way)
 }
 
 async fn end(world: &World, source: &Source) -> End {
     let table = Table::read(&source.ports).await;
-    End { table, resources: world.resources().await, ledger: source.ledger().await }
+    let left = chores::left(&source.ports, true).await.unwrap();
+    End { table, resources: world.resources().await, ledger: source.ledger().await, left }
 }
 
 fn same(expected: &End, found: &End, what: &str) {
     assert_eq!(found.ledger, 0, "{what}: entries stay in the ledger");
     assert_eq!(found.resources, expected.resources, "{what}: other resources");
+    assert_eq!(found.left, Vec::<String>::new(), "{what}: nobody needs these");
     let differences = expected.table.differences(&found.table);
     assert!(differences.is_empty(), "{what}: another table:\n{}", differences.join("\n"));
 }
 
-/// Lets the call `n` of every invocation fail, for every n.
-async fn sweep(after_effect: bool, failure: Failure) {
+/// How many calls of each invocation have their connections cut one at a time; the other failures reach them all.
+const CUT: usize = 6;
+
+/// Lets every call of every invocation fail: wherever it comes, and by the cut of its connection.
+async fn sweep(after_effect: bool) {
     let world = World::new().await;
     let (expected, way) = migrate(&world, Plan::Nothing).await;
-    assert!(way.longest > 10, "{way:?}");
-    let mut struck = 0;
-    for nth in 0.. {
-        let (end, way) = migrate(&world, Plan::Nth { nth, after_effect, failure }).await;
-        let what = format!("call {nth} of every invocation, after its effect: {after_effect}, {failure:?}");
-        same(&expected, &end, &what);
-        struck += way.struck;
-        println!("{what}: {} failures", way.struck);
-        if way.struck == 0 {
-            break;
-        }
+    let (end, broken) = migrate(&world, Plan::EachWhereverItComes { after_effect }).await;
+    same(&expected, &end, &format!("no answer to any call, after its effect: {after_effect}"));
+    assert!(broken.struck >= way.calls, "{} of {} calls failed", broken.struck, way.calls);
+    if !after_effect {
+        let (end, cut) = migrate(&world, Plan::Each(Failure::Cut)).await;
+        same(&expected, &end, "the connection cut on every call");
+        assert!(cut.struck > 100, "{cut:?}");
     }
-    println!("{struck} failures in all");
+    for nth in 0..CUT {
+        let plan = Plan::Nth { nth, after_effect, failure: Failure::Cut };
+        let (end, _) = migrate(&world, plan).await;
+        same(&expected, &end, &format!("{plan:?}"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_fails_before_its_effect() {
-    sweep(false, Failure::Cut).await;
+    sweep(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_fails_after_its_effect() {
-    sweep(true, Failure::Cut).await;
+    sweep(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,7 +103,6 @@ async fn every_call_is_throttled_once_and_broken_once() {
     for failure in [Failure::Throttle, Failure::Internal] {
         let (end, way) = migrate(&world, Plan::Each(failure)).await;
         same(&expected, &end, &format!("{failure:?} on every call"));
-        println!("{failure:?} on every call: {} failures", way.struck);
         assert!(way.struck > 100, "{way:?}");
     }
 }
@@ -98,8 +111,8 @@ async fn every_call_is_throttled_once_and_broken_once() {
 async fn every_invocation_comes_twice_late_and_out_of_order() {
     let world = World::new().await;
     let (expected, _) = migrate(&world, Plan::Nothing).await;
-    let ports = world.fresh().await;
-    let mut source = Source::enrol(&world, ports, Plan::Twice).await;
+    let region = world.fresh().await;
+    let mut source = Source::enrol(&world, region, Plan::Twice).await;
     source.migrate().await;
     same(&expected, &end(&world, &source).await, "every invocation twice");
     let invocations = std::mem::take(&mut source.way.invocations);
@@ -115,15 +128,32 @@ const FLIGHT: usize = 100;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_servers_in_flight_reach_ready_for_test() {
     let world = World::new().await;
-    let (ports, meter) = (world.fresh().await, Arc::new(Meter::default()));
-    world.proxy.add_hook(meter.clone());
+    let (region, of_steps, of_others) = (world.fresh().await, Arc::new(Meter::default()), Arc::new(Meter::default()));
+    world.proxy.add_hook(of_steps.clone());
+    world.ground.add_hook(of_others.clone());
     // The authority is made by whoever comes first: a hundred who do so at once are another test's business.
+    let t0 = Instant::now();
     let mut sources = Vec::new();
     for _ in 0..FLIGHT {
-        sources.push(Source::enrol(&world, ports.clone(), Plan::Crowd).await);
+        sources.push(Source::enrol(&world, region.clone(), Plan::Crowd).await);
     }
-    let enrolment = flight::each(FLIGHT, &world.proxy.counts(), meter.take(), &BTreeMap::new());
-    world.proxy.forget_calls();
+    let enrolment = flight::each(FLIGHT, &world.ground.counts(), of_others.take(), &BTreeMap::new());
+    println!("DBG enrolled {:?} {enrolment:#}", t0.elapsed());
+    let w2 = world.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            println!(
+                "DBG {:?} steps {} {:?} GROUND {} {:?}",
+                t0.elapsed(),
+                w2.proxy.calls().len(),
+                w2.proxy.counts(),
+                w2.ground.calls().len(),
+                w2.ground.counts()
+            );
+        }
+    });
+    let clock = tokio::spawn(strike(region.ports.clone()));
     let mut flying = JoinSet::new();
     for mut source in sources {
         flying.spawn(async move {
@@ -132,23 +162,55 @@ async fn a_hundred_servers_in_flight_reach_ready_for_test() {
         });
     }
     let mut sources = flying.join_all().await;
+    clock.abort();
+    assert!(clock.await.is_err_and(|ended| ended.is_cancelled()), "the clock stopped by itself");
     let mut invocations: BTreeMap<String, usize> = BTreeMap::new();
     for (step, _) in sources.iter().flat_map(|source| &source.way.invocations) {
         *invocations.entry(step.clone()).or_default() += 1;
     }
-    let chain = flight::each(FLIGHT, &world.proxy.counts(), meter.take(), &invocations);
+    let chain = flight::each(FLIGHT, &world.proxy.counts(), of_steps.take(), &invocations);
     for source in &sources {
         assert_eq!(source.server().await.life_cycle.state, LifeCycleState::ReadyForTest);
     }
-    let source = &mut sources[0];
-    world.proxy.forget_calls();
-    meter.take();
-    source.poll_agent().await;
-    let agent = flight::each(1, &world.proxy.counts(), meter.take(), &BTreeMap::new());
-    world.proxy.forget_calls();
-    source.poll_replicator().await;
-    let replicator = flight::each(1, &world.proxy.counts(), meter.take(), &BTreeMap::new());
+    let mut ask = async |what: Asked| {
+        world.ground.forget_calls();
+        of_others.take();
+        match what {
+            Asked::AgentPoll => sources[0].poll_agent().await,
+            Asked::ReplicatorPoll => sources[0].poll_replicator().await,
+            Asked::Tick => chores::tick(&region.ports).await.unwrap(),
+            Asked::Reap => assert_eq!(chores::left(&region.ports, false).await.unwrap(), Vec::<String>::new()),
+        }
+        let servers = if matches!(what, Asked::Tick | Asked::Reap) { FLIGHT } else { 1 };
+        flight::each(servers, &world.ground.counts(), of_others.take(), &BTreeMap::new())
+    };
     flight::tell(&json!({
-        "enrolment": enrolment, "toReadyForTest": chain, "agentPoll": agent, "replicatorPoll": replicator,
+        "enrolment": enrolment,
+        "toReadyForTest": chain,
+        "agentPoll": ask(Asked::AgentPoll).await,
+        "replicatorPoll": ask(Asked::ReplicatorPoll).await,
+        "tick": ask(Asked::Tick).await,
+        "reap": ask(Asked::Reap).await,
     }));
+}
+
+/// What is asked of a region with many servers again and again.
+enum Asked {
+    AgentPoll,
+    ReplicatorPoll,
+    Tick,
+    Reap,
+}
+
+/// How fast the time of the clock goes by that invokes the chores, other than that of the servers.
+const MINUTE: Duration = Duration::from_secs(30);
+
+/// The clock of a region: strikes until it is stopped.
+async fn strike(ports: Ports) {
+    loop {
+        for chore in chores::OF_THE_CLOCK {
+            chores::run(&ports, chore, json!({})).await.unwrap();
+        }
+        tokio::time::sleep(MINUTE).await;
+    }
 }

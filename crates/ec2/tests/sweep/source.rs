@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use rehost_control::Ports;
 use rehost_control::link::{self, CertificateIdentity};
-use rehost_control::operations::{self, ServerSettings};
-use rehost_control::ports::{ItemKey, Kind};
-use rehost_control::steps::{self, StepError};
-use rehost_control::{ledger, schedule};
+use rehost_control::operations::{self, OperationError, ServerSettings};
+use rehost_control::ports::{ExecutionStatus, ItemKey, Kind};
+use rehost_control::steps::StepError;
+use rehost_control::{PortErrorKind, ledger, schedule};
 use rehost_model::job::InitiatedBy;
 use rehost_model::launch::Probe;
 use rehost_model::link::{
@@ -23,22 +23,27 @@ use rehost_tests::aws::{Failure, Fault};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::world::World;
+use crate::chores;
+use crate::world::{Region, Replicator, World};
 
 /// How a step's calls fail.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Plan {
     Nothing,
     /// The same, but others are at work in the same region: they may be faster.
     Crowd,
-    /// The call `nth` of every invocation fails; then the invocation is repeated.
+    /// The call `nth` of every invocation fails; then the invocation is repeated without a failure.
     Nth {
         nth: usize,
         after_effect: bool,
         failure: Failure,
     },
-    /// Every call of every invocation fails once; after each failure the invocation is repeated.
+    /// Every call of every invocation fails once; after each failure the invocation is repeated with those that are left.
     Each(Failure),
+    /// The same, in every state that an invocation leads to, and before or after the effect.
+    EachWhereverItComes {
+        after_effect: bool,
+    },
     /// Every invocation is made twice.
     Twice,
 }
@@ -46,8 +51,8 @@ pub(crate) enum Plan {
 /// What happened on the way.
 #[derive(Debug, Default)]
 pub(crate) struct Way {
-    /// Calls of the longest invocation.
-    pub(crate) longest: usize,
+    /// Calls of all invocations.
+    pub(crate) calls: usize,
     /// Invocations that met a failure.
     pub(crate) struck: usize,
     /// Every invocation, in order.
@@ -56,10 +61,14 @@ pub(crate) struct Way {
 
 pub(crate) struct Source {
     world: Arc<World>,
+    /// What users, agent and replicators do goes this way.
     pub(crate) ports: Ports,
+    steps: Ports,
     pub(crate) id: ServerId,
     plan: Plan,
     pub(crate) way: Way,
+    /// The last invocation lived through a failure and wants to be made again.
+    struck: bool,
     csr: String,
     agent: CertificateIdentity,
     held: Option<Epoch>,
@@ -95,7 +104,11 @@ fn enrolment(csr: &str) -> EnrolRequest {
 }
 
 impl Source {
-    pub(crate) async fn enrol(world: &Arc<World>, ports: Ports, plan: Plan) -> Self {
+    pub(crate) async fn enrol(world: &Arc<World>, region: Region, plan: Plan) -> Self {
+        let Region { steps, ports } = region;
+        if let Plan::EachWhereverItComes { after_effect } = plan {
+            world.breaker.set(Some(after_effect));
+        }
         let csr = csr();
         let id = link::enrol(&ports, &enrolment(&csr)).await.unwrap().source_server_id;
         let settings = ServerSettings { probes: Some(vec![Probe::Boot]), ..ServerSettings::default() };
@@ -105,9 +118,11 @@ impl Source {
         let mut source = Self {
             world: Arc::clone(world),
             ports,
+            steps,
             id,
             plan,
             way: Way::default(),
+            struck: false,
             csr,
             agent,
             held: None,
@@ -169,20 +184,28 @@ impl Source {
     pub(crate) async fn poll_replicator(&mut self) {
         let server = self.server().await;
         let Some(id) = server.internal.replicator.clone() else { return };
-        let Some(identity) = self.replicator_identity(&id).await else { return };
+        let Some(replicator) = self.replicator(&id).await else { return };
+        // It asks for all whom it serves, once at a time.
+        let identity = replicator.lock().await;
         let report = ReplicatorReport { port: 1500, version: "0".to_owned(), servers: vec![self.report(&server)] };
-        let directive = link::replicator_poll(&self.ports, &identity, &report).await.unwrap();
+        let directive = match link::replicator_poll(&self.ports, &identity, &report).await {
+            // Others were faster; it asks again.
+            Err(OperationError::Port(error)) if error.kind == PortErrorKind::Conflict && self.plan == Plan::Crowd => {
+                return;
+            }
+            directive => directive.unwrap(),
+        };
         if directive.releases.get(&self.id).is_some_and(|released| self.held.is_some_and(|held| *released >= held)) {
             self.held = None;
         }
     }
 
     /// What the replication server shows for itself; it enrols once, whomever it serves. `None` while it has not been launched.
-    async fn replicator_identity(&self, id: &ReplicatorId) -> Option<CertificateIdentity> {
+    async fn replicator(&self, id: &ReplicatorId) -> Option<Replicator> {
         let token = self.world.cloud.enrol_token(id.as_str())?;
         let mut enrolled = self.world.cloud.replicators.lock().await;
-        if let Some(identity) = enrolled.get(id) {
-            return Some(identity.clone());
+        if let Some(replicator) = enrolled.get(id) {
+            return Some(Arc::clone(replicator));
         }
         let request = ReplicatorEnrolRequest { replicator: id.clone(), token, csr: csr() };
         // An instance whose launch was not written down yet is not known: it asks again.
@@ -190,8 +213,9 @@ impl Source {
         let server: ReplicationServer = self.item(Kind::ReplicationServer, id.as_str()).await;
         let serial = server.certificate_serials[0].clone();
         let identity = CertificateIdentity { serial, server: None, replicator: Some(id.clone()), volumes: vec![] };
-        enrolled.insert(id.clone(), identity.clone());
-        Some(identity)
+        let replicator = Arc::new(tokio::sync::Mutex::new(identity));
+        enrolled.insert(id.clone(), Arc::clone(&replicator));
+        Some(replicator)
     }
 
     fn report(&self, server: &SourceServer) -> ServerReport {
@@ -218,46 +242,55 @@ impl Source {
     /// One invocation of a step, as its state machine makes it: what is retryable is repeated. The calls fail as planned.
     async fn invoke(&mut self, step: &str, state: &Value) -> Result<Value, StepError> {
         self.way.invocations.push((step.to_owned(), state.clone()));
-        let faults = self.world.proxy.faults();
-        match self.plan {
-            Plan::Nothing | Plan::Crowd => faults.clear(),
-            Plan::Nth { nth, after_effect, failure } => faults.plant(Fault { nth, after_effect, failure }),
-            Plan::Each(failure) => faults.fail_every_call_once(failure),
-            Plan::Twice => {
-                faults.clear();
-                let _ = steps::run(&self.ports, step, state.clone()).await;
-            }
+        if !self.struck {
+            self.plant();
         }
-        let answer = self.repeat(step, state).await;
-        self.world.proxy.faults().clear();
-        answer
-    }
-
-    async fn repeat(&mut self, step: &str, state: &Value) -> Result<Value, StepError> {
-        let mut struck = 0;
+        if self.plan == Plan::Twice {
+            let _ = chores::run(&self.steps, step, state.clone()).await;
+        }
         for _ in 0..400 {
-            let faults = self.world.proxy.faults();
-            faults.begin_again();
-            let before = faults.seen();
-            let answer = steps::run(&self.ports, step, state.clone()).await;
-            self.way.longest = self.way.longest.max(faults.seen() - before);
-            let failed = faults.struck().len();
-            let met = failed > struck;
-            struck = failed;
-            self.way.struck += usize::from(met);
+            let (answer, met) = self.attempt(step, state).await;
             match answer {
                 Err(error) if error.name.starts_with("Retryable") => {
-                    assert!(met || matches!(self.plan, Plan::Crowd), "{step} failed by itself: {error}");
+                    assert!(met || self.plan == Plan::Crowd, "{step} failed by itself: {error}");
                 }
-                // A failure that the step itself lived through: the state machine goes on.
-                answer => return answer,
+                answer => {
+                    // A failure that the step itself lived through: the state machine goes on, with the failures that are left.
+                    self.struck = met && answer.as_ref().is_ok_and(|answer| answer["status"] == "IN_PROGRESS");
+                    return answer;
+                }
             }
         }
         panic!("{step} does not get on: {state}");
     }
 
+    fn plant(&self) {
+        let faults = self.world.proxy.faults();
+        self.world.breaker.begin();
+        match self.plan {
+            Plan::EachWhereverItComes { .. } => {}
+            Plan::Nothing | Plan::Crowd | Plan::Twice => {}
+            Plan::Nth { nth, after_effect, failure } => faults.plant(Fault { nth, after_effect, failure }),
+            Plan::Each(failure) => faults.fail_every_call_once(failure),
+        }
+    }
+
+    /// What the invocation answers, and whether it met a failure.
+    async fn attempt(&mut self, step: &str, state: &Value) -> (Result<Value, StepError>, bool) {
+        let faults = self.world.proxy.faults();
+        faults.begin_again();
+        self.world.breaker.begin_again();
+        let struck = || faults.struck().len() + self.world.breaker.struck();
+        let (seen, before) = (faults.seen(), struck());
+        let answer = chores::run(&self.steps, step, state.clone()).await;
+        let met = struck() > before;
+        self.way.calls += faults.seen() - seen;
+        self.way.struck += usize::from(met);
+        (answer, met)
+    }
+
     async fn drive(&mut self, step: &str, mut state: Value) -> Result<Value, StepError> {
-        for _ in 0..80 {
+        for _ in 0..400 {
             state = self.invoke(step, &state).await?;
             if state["status"] != "IN_PROGRESS" {
                 return Ok(state);
@@ -290,7 +323,10 @@ impl Source {
                 return serde_json::from_str(told["output"].as_str().unwrap_or_else(|| panic!("{told}"))).unwrap();
             }
             self.poll().await;
-            schedule::tick(&self.ports).await.unwrap();
+            // Among many it is nobody's own business.
+            if self.plan != Plan::Crowd {
+                schedule::tick(&self.ports).await.unwrap();
+            }
         }
         panic!("nobody told {execution} of its checkpoint: {:#?}", self.server().await.internal.checkpoint);
     }
@@ -305,9 +341,11 @@ impl Source {
     }
 
     pub(crate) async fn replicate(&mut self) {
+        let registered = serde_json::to_value(chores::registered(&self.id)).unwrap();
+        self.invoke("on-event", &registered).await.unwrap();
         let execution = ExecutionId(format!("migrate-{}-1", self.id));
+        assert_eq!(self.ports.workflows.status(&execution).await.unwrap(), Some(ExecutionStatus::Running));
         let input = json!({"execution": execution, "sourceServerID": self.id, "replicate": true});
-        self.ports.workflows.start("migrate", &execution, input.clone()).await.unwrap();
         let names = ["register", "provision", "replication-status", "checkpoint and snapshot", "ready-for-test"];
         self.chain(&names, input).await;
     }
@@ -340,22 +378,32 @@ impl Source {
     /// The whole path, up to the archive.
     pub(crate) async fn migrate(&mut self) {
         self.replicate().await;
+        self.chores().await;
         self.launch(InitiatedBy::StartTest).await;
         let ready = LifeCycleState::ReadyForCutover;
         operations::change_server_life_cycle_state(&self.ports, &self.id, ready).await.unwrap();
         self.terminate().await;
         self.launch(InitiatedBy::StartCutover).await;
+        self.chores().await;
         operations::finalize_cutover(&self.ports, &self.id).await.unwrap();
         let execution = format!("finalize-{}", self.id);
         self.chain(&["finalize"], json!({"execution": execution, "sourceServerID": self.id})).await;
         operations::mark_as_archived(&self.ports, &self.id).await.unwrap();
+        self.chores().await;
+    }
+
+    /// The clock strikes.
+    async fn chores(&mut self) {
+        for chore in chores::OF_THE_CLOCK {
+            self.invoke(chore, &json!({})).await.unwrap();
+        }
     }
 
     /// Makes every invocation once more, late: in this order.
     pub(crate) async fn repeat_all(&self, invocations: impl Iterator<Item = &(String, Value)>) {
         for (step, state) in invocations {
             // What comes too late is refused or without effect; which of both is the step's business.
-            let _ = steps::run(&self.ports, step, state.clone()).await;
+            let _ = chores::run(&self.steps, step, state.clone()).await;
         }
     }
 }

@@ -88,7 +88,7 @@ fn is_by_chance(name: &str, value: &Value) -> bool {
 }
 
 /// Times become `<time>`, and words with a digit and more than eight characters `#`: identifiers, hashes, keys.
-fn plain_text(text: &str) -> String {
+pub(crate) fn plain_text(text: &str) -> String {
     let is_time =
         text.len() >= 20 && text.ends_with('Z') && text.get(4..5) == Some("-") && text.get(10..11) == Some("T");
     if is_time {

@@ -21,13 +21,31 @@ use rehost_tests::aws::{Answer, Call, Hook, Moto, Proxy, Routes, stack};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// moto, to be reset between cases, and the proxy in front of it.
+use crate::breaker::{self, Breaker};
+
+/// EC2 has hundreds of them.
+const INSTANCE_TYPES: &str = "DescribeInstanceTypes";
+
+/// moto, to be reset between cases, and the proxies in front of it.
 pub(crate) struct World {
+    /// The way of the steps, on which calls fail.
     pub(crate) proxy: Proxy,
+    pub(crate) breaker: Arc<Breaker>,
+    /// The way of everybody else.
+    pub(crate) ground: Proxy,
     pub(crate) wire: Wire,
     pub(crate) cloud: Arc<Cloud>,
     moto: Arc<Moto>,
     _folder: TempDir,
+}
+
+/// An empty region.
+#[derive(Clone)]
+pub(crate) struct Region {
+    /// For the steps.
+    pub(crate) steps: Ports,
+    /// For everybody else: users, agents, replicators.
+    pub(crate) ports: Ports,
 }
 
 impl World {
@@ -35,16 +53,27 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         let moto = Arc::new(tokio::task::spawn_blocking(move || Moto::start(&path)).await.unwrap().unwrap());
-        let proxy = Proxy::start(Routes::to(&moto.endpoint())).unwrap();
+        let start = || Proxy::start(Routes::to(&moto.endpoint())).unwrap();
+        let (proxy, ground) = (start(), start());
         let wire = Wire::to(moto.port());
-        let cloud = Arc::new(Cloud { wire, told: Mutex::default(), replicators: tokio::sync::Mutex::default() });
+        let cloud = Arc::new(Cloud {
+            wire,
+            told: Mutex::default(),
+            instance_types: Mutex::default(),
+            replicators: tokio::sync::Mutex::default(),
+        });
+        let breaker = Arc::new(Breaker::default());
+        proxy.add_hook(Arc::new(breaker::Before(breaker.clone(), cloud.clone())));
         proxy.add_hook(cloud.clone());
-        Arc::new(Self { proxy, wire, cloud, moto, _folder: folder })
+        proxy.add_hook(Arc::new(breaker::After(breaker.clone())));
+        ground.add_hook(cloud.clone());
+        Arc::new(Self { proxy, breaker, ground, wire, cloud, moto, _folder: folder })
     }
 
     /// An empty region. The SDK does not retry: every failure reaches the step.
-    pub(crate) async fn fresh(&self) -> Ports {
+    pub(crate) async fn fresh(&self) -> Region {
         self.proxy.faults().clear();
+        self.breaker.set(None);
         *self.cloud.told.lock().unwrap() = Told::default();
         self.cloud.replicators.lock().await.clear();
         let moto = Arc::clone(&self.moto);
@@ -59,15 +88,7 @@ impl World {
         };
         let environment = tokio::task::spawn_blocking(make).await.unwrap();
         let config = RegionConfig::read(&|name| environment.get(name).cloned()).unwrap();
-        let sdk = sdk::load(&config).await.into_builder();
-        let credentials = Credentials::new("test", "test", None, None, "test");
-        let sdk = sdk
-            .endpoint_url(self.proxy.endpoint())
-            .credentials_provider(SharedCredentialsProvider::new(credentials))
-            .retry_config(RetryConfig::disabled())
-            .build();
-        let compute = Ec2Compute::new(&sdk, config.clone(), Arc::new(S3Objects::new(&config, &sdk)));
-        rehost_aws::ports(&config, &sdk, Arc::new(compute))
+        Region { steps: ports(&config, &self.proxy).await, ports: ports(&config, &self.ground).await }
     }
 
     /// What there is in the account, by kind: how many.
@@ -100,6 +121,18 @@ impl World {
     }
 }
 
+async fn ports(config: &RegionConfig, proxy: &Proxy) -> Ports {
+    let sdk = sdk::load(config).await.into_builder();
+    let credentials = Credentials::new("test", "test", None, None, "test");
+    let sdk = sdk
+        .endpoint_url(proxy.endpoint())
+        .credentials_provider(SharedCredentialsProvider::new(credentials))
+        .retry_config(RetryConfig::disabled())
+        .build();
+    let compute = Ec2Compute::new(&sdk, config.clone(), Arc::new(S3Objects::new(config, &sdk)));
+    rehost_aws::ports(config, &sdk, Arc::new(compute))
+}
+
 /// What was asked for on the way through the proxy.
 #[derive(Default)]
 struct Told {
@@ -112,11 +145,16 @@ struct Told {
     tokens: usize,
 }
 
+/// What a replication server shows for itself; to be held while it asks.
+pub(crate) type Replicator = Arc<tokio::sync::Mutex<CertificateIdentity>>;
+
 pub(crate) struct Cloud {
     wire: Wire,
     told: Mutex<Told>,
+    /// What moto answers always alike, and never quickly: by the question.
+    instance_types: Mutex<BTreeMap<Vec<u8>, Answer>>,
     /// The replication servers that have enrolled.
-    pub(crate) replicators: tokio::sync::Mutex<BTreeMap<ReplicatorId, CertificateIdentity>>,
+    pub(crate) replicators: tokio::sync::Mutex<BTreeMap<ReplicatorId, Replicator>>,
 }
 
 impl Cloud {
@@ -137,6 +175,14 @@ impl Cloud {
 
     pub(crate) fn reported(&self, execution: &str) -> Option<Value> {
         self.told.lock().unwrap().reported.get(execution).cloned()
+    }
+
+    /// What is not for moto.
+    pub(crate) fn answer(&self, call: &Call) -> Option<Answer> {
+        if call.action == INSTANCE_TYPES {
+            return self.instance_types.lock().unwrap().get(call.body.as_ref()).cloned();
+        }
+        call.action.starts_with("SendTask").then(|| self.report(call))
     }
 
     /// As Step Functions: a token is good for one report.
@@ -206,10 +252,13 @@ impl Hook for Cloud {
         if call.action == "RunInstances" {
             self.read_user_data(call);
         }
-        call.action.starts_with("SendTask").then(|| self.report(call))
+        self.answer(call)
     }
 
     async fn after(&self, call: &Call, answer: &mut Answer) {
+        if call.action == INSTANCE_TYPES && answer.status.is_success() {
+            self.instance_types.lock().unwrap().insert(call.body.to_vec(), answer.clone());
+        }
         let completes = ["RegisterImage", "PutObject"].contains(&call.action.as_str()) && answer.status.is_success();
         if completes {
             let (wire, call, text) = (self.wire, call.clone(), answer.text());
