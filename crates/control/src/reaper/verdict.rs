@@ -163,11 +163,20 @@ fn is_in_use(facts: &Facts, server: &SourceServer, id: &str) -> bool {
     volumes || instance || of_server.flat_map(|set| &set.snapshots).any(|snapshot| snapshot.as_str() == id)
 }
 
+/// Whether a server has none yet and wants one: what it has chosen it is about to write down.
+fn chooses(facts: &Facts, server: &ServerId) -> bool {
+    facts.servers.get(server).is_some_and(|server| {
+        let is_active = server.data_replication_info.data_replication_state.is_active();
+        server.internal.replicator.is_none() && is_active && !server.is_leaving()
+    })
+}
+
 /// Replication servers that no server uses. Somebody may just be choosing one, so it is marked first and goes the next time.
 pub(super) fn of_replication_servers(facts: &Facts) -> Vec<Finding> {
     let unused = |replicator: &&ReplicationServer| {
         let mut used = facts.servers.values().flat_map(|s| [&s.internal.replicator, &s.internal.former_replicator]);
-        !used.any(|id| id.as_ref() == Some(&replicator.id))
+        let is_just_chosen = replicator.reserved.keys().any(|server| chooses(facts, server));
+        !used.any(|id| id.as_ref() == Some(&replicator.id)) && !is_just_chosen
     };
     let finding = |replicator: &ReplicationServer| {
         let id = replicator.id.clone();

@@ -132,27 +132,11 @@ async fn a_hundred_servers_in_flight_reach_ready_for_test() {
     world.proxy.add_hook(of_steps.clone());
     world.ground.add_hook(of_others.clone());
     // The authority is made by whoever comes first: a hundred who do so at once are another test's business.
-    let t0 = Instant::now();
     let mut sources = Vec::new();
     for _ in 0..FLIGHT {
         sources.push(Source::enrol(&world, region.clone(), Plan::Crowd).await);
     }
     let enrolment = flight::each(FLIGHT, &world.ground.counts(), of_others.take(), &BTreeMap::new());
-    println!("DBG enrolled {:?} {enrolment:#}", t0.elapsed());
-    let w2 = world.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(Duration::from_secs(20)).await;
-            println!(
-                "DBG {:?} steps {} {:?} GROUND {} {:?}",
-                t0.elapsed(),
-                w2.proxy.calls().len(),
-                w2.proxy.counts(),
-                w2.ground.calls().len(),
-                w2.ground.counts()
-            );
-        }
-    });
     let clock = tokio::spawn(strike(region.ports.clone()));
     let mut flying = JoinSet::new();
     for mut source in sources {

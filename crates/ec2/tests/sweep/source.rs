@@ -183,11 +183,18 @@ impl Source {
 
     pub(crate) async fn poll_replicator(&mut self) {
         let server = self.server().await;
-        let Some(id) = server.internal.replicator.clone() else { return };
-        let Some(replicator) = self.replicator(&id).await else { return };
+        let internal = &server.internal;
+        for id in internal.replicator.iter().chain(&internal.former_replicator) {
+            self.poll_as(id, &server).await;
+        }
+    }
+
+    /// One poll of a replication server, for this server.
+    async fn poll_as(&mut self, id: &ReplicatorId, server: &SourceServer) {
+        let Some(replicator) = self.replicator(id).await else { return };
         // It asks for all whom it serves, once at a time.
         let identity = replicator.lock().await;
-        let report = ReplicatorReport { port: 1500, version: "0".to_owned(), servers: vec![self.report(&server)] };
+        let report = ReplicatorReport { port: 1500, version: "0".to_owned(), servers: vec![self.report(server)] };
         let directive = match link::replicator_poll(&self.ports, &identity, &report).await {
             // Others were faster; it asks again.
             Err(OperationError::Port(error)) if error.kind == PortErrorKind::Conflict && self.plan == Plan::Crowd => {

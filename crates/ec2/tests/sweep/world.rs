@@ -20,6 +20,7 @@ use rehost_tests::aws::wire::{Wire, first};
 use rehost_tests::aws::{Answer, Call, Hook, Moto, Proxy, Routes, stack};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::breaker::{self, Breaker};
 
@@ -67,6 +68,11 @@ impl World {
         proxy.add_hook(cloud.clone());
         proxy.add_hook(Arc::new(breaker::After(breaker.clone())));
         ground.add_hook(cloud.clone());
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        for proxy in [&proxy, &ground] {
+            // The last to see a call before moto does: whatever is answered otherwise waits for no turn.
+            proxy.add_hook(Arc::new(Turns { turns: Arc::clone(&turns), taken: Mutex::default() }));
+        }
         Arc::new(Self { proxy, breaker, ground, wire, cloud, moto, _folder: folder })
     }
 
@@ -118,6 +124,28 @@ impl World {
             ])
         };
         tokio::task::spawn_blocking(count).await.unwrap()
+    }
+}
+
+/// How many calls moto works on at once: it is one process of Python, and more of them only keep each other from it.
+const AT_ONCE: usize = 4;
+
+/// Lets calls wait for their turn at moto.
+struct Turns {
+    turns: Arc<Semaphore>,
+    taken: Mutex<BTreeMap<usize, OwnedSemaphorePermit>>,
+}
+
+#[async_trait]
+impl Hook for Turns {
+    async fn before(&self, call: &Call) -> Option<Answer> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await.unwrap();
+        self.taken.lock().unwrap().insert(call.number, turn);
+        None
+    }
+
+    async fn after(&self, call: &Call, _: &mut Answer) {
+        self.taken.lock().unwrap().remove(&call.number);
     }
 }
 
@@ -218,15 +246,13 @@ impl Cloud {
         if call.action == "RegisterImage" {
             tag_image(wire, call, answer);
         }
-        if let Some((bucket, folder)) =
-            call.path.trim_start_matches('/').split_once('/').filter(|_| call.action == "PutObject")
-        {
-            if let Some(folder) = folder.strip_suffix("/spec.json") {
-                let finding = Finding::new(Severity::Info, "root", "converted", "nothing");
-                let report = ConversionReport::ended(ConversionOutcome::Converted, finding);
-                let report = serde_json::to_vec(&report).unwrap();
-                wire.put_object(bucket, &format!("{folder}/report.json"), &report).unwrap();
-            }
+        let object = call.path.trim_start_matches('/').split_once('/').filter(|_| call.action == "PutObject");
+        let spec = object.and_then(|(bucket, key)| Some((bucket, key.strip_suffix("/spec.json")?)));
+        if let Some((bucket, folder)) = spec {
+            let finding = Finding::new(Severity::Info, "root", "converted", "nothing");
+            let report = ConversionReport::ended(ConversionOutcome::Converted, finding);
+            let report = serde_json::to_vec(&report).unwrap();
+            wire.put_object(bucket, &format!("{folder}/report.json"), &report).unwrap();
         }
     }
 }

@@ -184,6 +184,32 @@ async fn a_replication_server_that_nobody_uses_is_marked_and_goes_the_next_time(
 }
 
 #[tokio::test]
+async fn a_replication_server_that_is_just_being_chosen_is_not_marked() {
+    let mut source = Source::enrol().await;
+    source.reach_ready_for_test().await;
+    let id = source.server().internal.replicator.unwrap();
+    let change = |replicator: Option<rehost_model::ReplicatorId>| {
+        let (ports, server) = (&source.ports, &source.id);
+        repo::update_server(ports, server, move |server| {
+            server.internal.replicator.clone_from(&replicator);
+            Ok::<_, crate::PortError>(())
+        })
+    };
+    // It was reserved; the server has not written down yet that it uses it.
+    change(None).await.unwrap();
+    repo::update_replicator(&source.ports, &id, |replicator| {
+        replicator.reserved.insert(source.id.clone(), 2);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(source.reaped().await, []);
+    // It chose another one in the end.
+    change(Some(rehost_model::ReplicatorId::generate())).await.unwrap();
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Marked)]);
+}
+
+#[tokio::test]
 async fn it_ends_the_same_whichever_call_fails() {
     for after_effect in [false, true] {
         for n in 0.. {
