@@ -9,12 +9,11 @@ use rehost_model::replication::{InitiationStepName as Name, InitiationStepStatus
 use rehost_model::replicator::{Placement, ReplicationServer};
 use rehost_model::settings::ReplicationSettings;
 use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
-use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::StepError;
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, ItemKey, Kind, Ports, ReplicationServerSpec, Tags, Version};
+use crate::ports::{ClientToken, InstanceState, Ports, ReplicationServerSpec, Tags};
 use crate::{PortError, repo};
 
 /// A replication server that serves others has let go of a server's volumes when it has reported this long after it was told;
@@ -99,14 +98,12 @@ async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServe
     let (me, settings) = (&server.source_server_id, &server.internal.replication.settings);
     let disks = server.internal.staging.len();
     let former = server.internal.former_replicator.as_ref();
-    let turn = ports.store.get(&next_one()).await?.map(|turn| turn.version);
     let mut all: Vec<ReplicationServer> = repo::list(ports, "").await?;
     // First the one that it chose before it was cut off.
     all.sort_by_key(|replicator| !replicator.reserved.contains_key(me));
     let suits = |r: &&ReplicationServer| former != Some(&r.id) && r.suits(settings) && r.has_room_for(me, disks);
-    let suitable: Vec<_> = all.iter().filter(suits).collect();
     let mut chosen = None;
-    for replicator in &suitable {
+    for replicator in all.iter().filter(suits) {
         chosen = reserve(ports, &replicator.id, me, disks).await?;
         if chosen.is_some() {
             break;
@@ -114,12 +111,7 @@ async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServe
     }
     let chosen = match chosen {
         Some(replicator) => replicator,
-        None if !suitable.is_empty() => {
-            return Err(
-                PortError::conflict("others took the room that replication servers had; it is chosen anew").into()
-            );
-        }
-        None => new(ports, settings, turn, BTreeMap::from([(me.clone(), disks)])).await?,
+        None => new(ports, settings, BTreeMap::from([(me.clone(), disks)])).await?,
     };
     repo::update_server(ports, me, |server| {
         set(server, Some(chosen.id.clone()));
@@ -155,16 +147,9 @@ fn set(server: &mut SourceServer, id: Option<ReplicatorId>) {
     server.data_replication_info.replicator_id = id;
 }
 
-/// Changes whenever a replication server is made that others may share: of many servers that find no room at once one makes it, and
-/// the others come again and find it.
-fn next_one() -> ItemKey {
-    ItemKey::new(Kind::Lock, "replication-server")
-}
-
 async fn new(
     ports: &Ports,
     settings: &ReplicationSettings,
-    turn: Option<Version>,
     reserved: BTreeMap<ServerId, usize>,
 ) -> Result<ReplicationServer, StepError> {
     let id = ReplicatorId::generate();
@@ -188,9 +173,6 @@ async fn new(
         launched_at: None,
         missed_checks: 0,
     };
-    if !replicator.dedicated {
-        ports.store.put(&next_one(), json!({}), turn).await?;
-    }
     repo::create(ports, &replicator).await?;
     Ok(replicator)
 }
