@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,9 @@ const REPORT_LINE: &str = "/dev/ttyS1";
 const DISK_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
+/// How often the machine shows that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
 /// Whether this process is a machine's first program.
 #[must_use]
 pub fn is_init() -> bool {
@@ -34,8 +38,10 @@ pub fn run() -> ! {
     let started = Instant::now();
     // Who waits for the report tells by this that the machine has booted.
     println!("rehost-converter: begins");
-    let converted =
-        panic::catch_unwind(AssertUnwindSafe(|| mount_kernel_file_systems().and_then(|()| convert(started))));
+    let converted = panic::catch_unwind(AssertUnwindSafe(|| {
+        mount_kernel_file_systems()?;
+        alive_while(|| convert(started))
+    }));
     let mut report = match converted {
         Ok(Ok(report)) => report,
         Ok(Err(failure)) => failure.report(),
@@ -62,6 +68,23 @@ fn mount_kernel_file_systems() -> Result<(), Failure> {
             .map_err(|error| machine_error(format!("cannot mount {target}: {error}"), "use Debian's cloud kernel"))?;
     }
     Ok(())
+}
+
+/// Writes newlines to the report's line while `work` goes on. Under emulation a machine now and then waits for ever for a timer that
+/// was lost; whoever waits for the report knows by this that it does not.
+fn alive_while<T>(work: impl FnOnce() -> T) -> T {
+    let (working, ended) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut line = OpenOptions::new().write(true).open(REPORT_LINE).ok();
+            while ended.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
+                let _ = line.as_mut().map(|line| line.write_all(b"\n"));
+            }
+        });
+        let done = work();
+        drop(working);
+        done
+    })
 }
 
 fn convert(started: Instant) -> Result<ConversionReport, Failure> {

@@ -11,7 +11,6 @@ use rehost_model::InstanceId;
 use rehost_model::conversion::{ConversionReport, ReportError, parse_framed_report};
 
 use super::machine::{Life, Machine, MachineKind, tail};
-use super::process::ProcessIdentity;
 use super::tokens::Made;
 use super::volumes::only;
 use super::{Engine, assets, files, now, qemu};
@@ -19,7 +18,7 @@ use super::{Engine, assets, files, now, qemu};
 /// A conversion takes seconds; under emulation on a busy host perhaps minutes. After this it hangs; ms.
 const LIMIT_MS: u64 = 15 * 60 * 1000;
 
-/// The converter says at once that it begins. A machine that is silent for this long hangs before that: under emulation a kernel now
+/// The converter shows every few seconds that it is alive. A machine that is silent for this long hangs: under emulation a kernel now
 /// and then waits for ever for a timer that was lost.
 const SILENT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -92,28 +91,36 @@ impl Engine {
         };
         match self.life(&machine)? {
             Life::NotStarted => Ok(ConversionProgress::Died("it was never started".to_owned())),
-            Life::Running(process) if self.is_silent(&machine) => self.boot_again(&machine, process),
+            Life::Running(_) if self.is_silent(&machine) => self.boot_again(&machine),
             Life::Running(_) if !self.end_if_over_limit(&machine)? => Ok(ConversionProgress::Running),
             Life::Running(_) | Life::Ended => self.conversion_result(&machine),
         }
     }
 
+    /// Whether nothing came from the machine for [`SILENT_LIMIT`], nor was it started since.
     fn is_silent(&self, machine: &Machine) -> bool {
         let folder = self.layout.instance(&machine.id);
-        let is_empty = |name| std::fs::metadata(folder.join(name)).is_ok_and(|file| file.len() == 0);
-        let started = std::fs::metadata(self.process_file(&machine.id)).and_then(|file| file.modified());
-        let age = started.ok().and_then(|started| started.elapsed().ok());
-        is_empty(qemu::CONSOLE) && is_empty(qemu::REPORT) && age.is_some_and(|age| age > SILENT_LIMIT)
+        let signs = [self.process_file(&machine.id), folder.join(qemu::CONSOLE), folder.join(qemu::REPORT)];
+        let last = signs.iter().filter_map(|file| std::fs::metadata(file).and_then(|file| file.modified()).ok()).max();
+        last.and_then(|last| last.elapsed().ok()).is_some_and(|age| age > SILENT_LIMIT)
     }
 
-    /// Starts a machine anew that has not begun its work: nothing was written by it yet.
-    fn boot_again(&self, machine: &Machine, process: ProcessIdentity) -> PortResult<ConversionProgress> {
+    /// Starts a machine anew that hangs. Its work may be half done: each edit is whole or not there at all, and is not made twice.
+    fn boot_again(&self, machine: &Machine) -> PortResult<ConversionProgress> {
         let MachineKind::Conversion { request } = &machine.kind else { return self.conversion_result(machine) };
         let _instance = self.locks.lock(machine.id.as_str());
-        tracing::warn!(conversion_server = %machine.id, "it hangs before its first program; it is started again");
-        if !process.terminate(GRACE) {
-            return Err(PortError::unavailable(format!("the conversion server {} cannot be ended", machine.id)));
+        match self.life(machine)? {
+            // Somebody else did it meanwhile.
+            Life::Running(_) if !self.is_silent(machine) => return Ok(ConversionProgress::Running),
+            Life::Running(process) if !process.terminate(GRACE) => {
+                return Err(PortError::unavailable(format!("the conversion server {} cannot be ended", machine.id)));
+            }
+            Life::Running(_) | Life::NotStarted | Life::Ended => {}
         }
+        if report(&self.layout.instance(&machine.id)).is_ok() {
+            return self.conversion_result(machine);
+        }
+        tracing::warn!(conversion_server = %machine.id, "it has not been heard of for {SILENT_LIMIT:?}; it is started again");
         self.start_conversion_machine(machine, request).map(|()| ConversionProgress::Running)
     }
 

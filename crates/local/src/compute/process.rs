@@ -50,6 +50,11 @@ impl ProcessIdentity {
         has_ended(&handle, Duration::from_secs(10))
     }
 
+    #[cfg(test)]
+    pub(super) fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
+        pidfd_send_signal(self.open().ok_or(rustix::io::Errno::SRCH)?, signal)
+    }
+
     /// A handle of this very process; `None` when it does not run any more.
     fn open(&self) -> Option<OwnedFd> {
         let handle = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rehost_control::PortErrorKind;
 use rehost_control::ports::{ConversionProgress, InstanceState};
@@ -12,6 +12,7 @@ use rehost_model::conversion::{
 };
 use rehost_model::launch::BootMode;
 use rehost_model::link::BootFirmware;
+use rustix::process::Signal;
 
 use super::contract_tests::{tags, token};
 use super::machine::Life;
@@ -137,21 +138,29 @@ fn source_disk(folder: &Path, firmware: &str) -> PathBuf {
     image
 }
 
-fn convert(region: &Region, disk: &VolumeId, boot_mode: BootMode) -> ConversionReport {
+fn conversion_of(disk: &VolumeId, boot_mode: BootMode) -> ConversionSpec {
     let requested = RequestedDisk { serial: disk.nvme_serial(), source_device: Some("/dev/sda".to_owned()) };
     let request = ConversionRequest::new(ConversionTarget::Qemu, boot_mode, vec![requested]);
     let (staging_subnet_id, tags) = (String::new(), tags(&ServerId::generate()));
-    let spec = ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags };
+    ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags }
+}
+
+fn await_report(region: &Region, id: &InstanceId) -> ConversionReport {
+    loop {
+        match region.engine.conversion_progress(id).unwrap() {
+            ConversionProgress::Running => std::thread::sleep(Duration::from_millis(100)),
+            ConversionProgress::Reported(report) => return *report,
+            ConversionProgress::Died(why) => panic!("{why}"),
+        }
+    }
+}
+
+fn convert(region: &Region, disk: &VolumeId, boot_mode: BootMode) -> ConversionReport {
+    let spec = conversion_of(disk, boot_mode);
     let began = Instant::now();
     let id = region.engine.start_conversion(&spec, &token(&["convert"])).unwrap();
     assert_eq!(region.engine.start_conversion(&spec, &token(&["convert"])).unwrap(), id);
-    let report = loop {
-        match region.engine.conversion_progress(&id).unwrap() {
-            ConversionProgress::Running => std::thread::sleep(Duration::from_millis(100)),
-            ConversionProgress::Reported(report) => break *report,
-            ConversionProgress::Died(why) => panic!("{why}"),
-        }
-    };
+    let report = await_report(region, &id);
     eprintln!("converted in {:.1} s", began.elapsed().as_secs_f32());
     region.engine.terminate_instance(&id).unwrap();
     let again = region.engine.conversion_progress(&id).unwrap();
@@ -173,11 +182,7 @@ async fn passes(region: &Region, id: &InstanceId, probe: &str, limit: Duration) 
 }
 
 async fn travels(firmware: BootFirmware, boot_mode: BootMode, name: &str) {
-    let region = Region::with(|config| LocalComputeConfig {
-        converter_binary: converter(),
-        conversion_cache: default_cache(),
-        ..config
-    });
+    let region = converting_region();
     let folder = tempfile::tempdir().unwrap();
     let source = source_disk(folder.path(), name);
     let disk = region.volume("disk", fs::metadata(&source).unwrap().len());
@@ -209,13 +214,52 @@ async fn a_uefi_server_is_converted_and_answers() {
     travels(BootFirmware::Uefi, BootMode::Uefi, "uefi").await;
 }
 
-#[test]
-fn a_disk_without_a_server_is_reported() {
-    let region = Region::with(|config| LocalComputeConfig {
+/// A region that converts for real.
+fn converting_region() -> Region {
+    Region::with(|config| LocalComputeConfig {
         converter_binary: converter(),
         conversion_cache: default_cache(),
         ..config
-    });
+    })
+}
+
+#[test]
+fn a_conversion_machine_that_hangs_is_started_again() {
+    let region = converting_region();
+    let folder = tempfile::tempdir().unwrap();
+    let source = source_disk(folder.path(), "bios");
+    let disk = region.volume("disk", fs::metadata(&source).unwrap().len());
+    fs::copy(&source, region.image(&disk)).unwrap();
+    let spec = conversion_of(&disk, BootMode::LegacyBios);
+    let id = region.engine.start_conversion(&spec, &token(&["convert"])).unwrap();
+    let machine = region.engine.machine(&id).unwrap().unwrap();
+    let running = || match region.engine.life(&machine).unwrap() {
+        Life::Running(process) => process,
+        Life::NotStarted | Life::Ended => panic!("it runs"),
+    };
+    let (first, folder) = (running(), region.engine.layout.instance(&id));
+    let console = folder.join(qemu::CONSOLE);
+    while fs::metadata(&console).map_or(0, |console| console.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    first.signal(Signal::STOP).unwrap();
+    assert_eq!(region.engine.conversion_progress(&id).unwrap(), ConversionProgress::Running);
+    assert_eq!(running(), first, "it was heard of a moment ago");
+    let long_ago = SystemTime::now() - Duration::from_secs(600);
+    for file in [region.engine.process_file(&id), console, folder.join(qemu::REPORT)] {
+        fs::File::options().append(true).open(file).unwrap().set_modified(long_ago).unwrap();
+    }
+    assert_eq!(region.engine.conversion_progress(&id).unwrap(), ConversionProgress::Running);
+    assert!(!first.is_alive());
+    assert_ne!(running(), first);
+    let report = await_report(&region, &id);
+    assert_eq!(report.outcome, ConversionOutcome::Converted, "{report:?}");
+    region.engine.terminate_instance(&id).unwrap();
+}
+
+#[test]
+fn a_disk_without_a_server_is_reported() {
+    let region = converting_region();
     let disk = region.volume("disk", 8 << 20);
     let report = convert(&region, &disk, BootMode::LegacyBios);
     assert!(!report.outcome.is_launchable(), "{report:?}");
