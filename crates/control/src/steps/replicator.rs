@@ -9,11 +9,12 @@ use rehost_model::replication::{InitiationStepName as Name, InitiationStepStatus
 use rehost_model::replicator::{Placement, ReplicationServer};
 use rehost_model::settings::ReplicationSettings;
 use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::StepError;
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, Ports, ReplicationServerSpec, Tags};
+use crate::ports::{ClientToken, InstanceState, ItemKey, Kind, Ports, ReplicationServerSpec, Tags, Version};
 use crate::{PortError, repo};
 
 /// A replication server that serves others has let go of a server's volumes when it has reported this long after it was told;
@@ -98,12 +99,14 @@ async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServe
     let (me, settings) = (&server.source_server_id, &server.internal.replication.settings);
     let disks = server.internal.staging.len();
     let former = server.internal.former_replicator.as_ref();
+    let turn = ports.store.get(&next_one()).await?.map(|turn| turn.version);
     let mut all: Vec<ReplicationServer> = repo::list(ports, "").await?;
     // First the one that it chose before it was cut off.
     all.sort_by_key(|replicator| !replicator.reserved.contains_key(me));
     let suits = |r: &&ReplicationServer| former != Some(&r.id) && r.suits(settings) && r.has_room_for(me, disks);
+    let suitable: Vec<_> = all.iter().filter(suits).collect();
     let mut chosen = None;
-    for replicator in all.iter().filter(suits) {
+    for replicator in &suitable {
         chosen = reserve(ports, &replicator.id, me, disks).await?;
         if chosen.is_some() {
             break;
@@ -111,7 +114,12 @@ async fn choose(ports: &Ports, server: &SourceServer) -> Result<ReplicationServe
     }
     let chosen = match chosen {
         Some(replicator) => replicator,
-        None => new(ports, settings, BTreeMap::from([(me.clone(), disks)])).await?,
+        None if !suitable.is_empty() => {
+            return Err(
+                PortError::conflict("others took the room that replication servers had; it is chosen anew").into()
+            );
+        }
+        None => new(ports, settings, turn, BTreeMap::from([(me.clone(), disks)])).await?,
     };
     repo::update_server(ports, me, |server| {
         set(server, Some(chosen.id.clone()));
@@ -147,9 +155,16 @@ fn set(server: &mut SourceServer, id: Option<ReplicatorId>) {
     server.data_replication_info.replicator_id = id;
 }
 
+/// Changes whenever a replication server is made that others may share: of many servers that find no room at once one makes it, and
+/// the others come again and find it.
+fn next_one() -> ItemKey {
+    ItemKey::new(Kind::Lock, "replication-server")
+}
+
 async fn new(
     ports: &Ports,
     settings: &ReplicationSettings,
+    turn: Option<Version>,
     reserved: BTreeMap<ServerId, usize>,
 ) -> Result<ReplicationServer, StepError> {
     let id = ReplicatorId::generate();
@@ -173,6 +188,9 @@ async fn new(
         launched_at: None,
         missed_checks: 0,
     };
+    if !replicator.dedicated {
+        ports.store.put(&next_one(), json!({}), turn).await?;
+    }
     repo::create(ports, &replicator).await?;
     Ok(replicator)
 }
@@ -319,10 +337,13 @@ async fn settle(ports: &Ports, server: &ServerId, id: &ReplicatorId, servers: us
     Ok(())
 }
 
-/// Leaves every replication server that is in the server's ledger.
+/// Leaves every replication server that is in the server's ledger, or keeps room for it: it may have been cut off while it chose.
 pub(super) async fn leave_all(ports: &Ports, server: &SourceServer) -> Result<(), StepError> {
-    let entries = ledger::entries(ports, &server.source_server_id).await?;
-    let mut all: Vec<ReplicatorId> = entries.iter().filter_map(named_by).collect();
+    let me = &server.source_server_id;
+    let entries = ledger::entries(ports, me).await?;
+    let replicators: Vec<ReplicationServer> = repo::list(ports, "").await?;
+    let chosen = replicators.into_iter().filter(|replicator| replicator.reserved.contains_key(me));
+    let mut all: Vec<ReplicatorId> = entries.iter().filter_map(named_by).chain(chosen.map(|r| r.id)).collect();
     let internal = &server.internal;
     all.extend(internal.replicator.iter().chain(&internal.former_replicator).cloned());
     all.sort();

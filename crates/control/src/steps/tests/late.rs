@@ -279,6 +279,32 @@ async fn a_snapshot_that_does_not_show_yet_is_waited_for_and_one_that_is_gone_is
 }
 
 #[tokio::test]
+async fn of_two_that_find_no_replication_server_one_makes_it() {
+    let one = Source::enrol().await;
+    let other = Source::enrol_at(one.fake.clone()).await;
+    let lock = ItemKey::new(Kind::Lock, "replication-server");
+    one.ports.store.put(&lock, json!({}), None).await.unwrap();
+    let seen = vec![one.ports.store.get(&lock).await.unwrap().unwrap()];
+    let input = |source: &Source| json!({"execution": "migrate-1", "sourceServerID": source.id});
+    for source in [&one, &other] {
+        run(&source.ports, "register", input(source)).await.unwrap();
+    }
+    run(&one.ports, "provision", input(&one)).await.unwrap();
+    let chosen = one.server().internal.replicator;
+    assert!(chosen.is_some());
+    // It read that there is none before the first one made it.
+    let replicators = one.ports.store.list(Kind::ReplicationServer, "").await.unwrap();
+    let hidden = replicators[0].clone();
+    one.fake.world().items.remove(&hidden.key);
+    let state = run(&other.ports_that_see(seen), "provision", input(&other)).await.unwrap();
+    assert_eq!((&state["status"], &state["waitSeconds"]), (&json!("IN_PROGRESS"), &json!(3)));
+    assert_eq!(other.server().internal.replicator, None);
+    one.fake.world().items.insert(hidden.key.clone(), hidden);
+    run(&other.ports, "provision", input(&other)).await.unwrap();
+    assert_eq!(other.server().internal.replicator, chosen);
+}
+
+#[tokio::test]
 async fn no_more_servers_choose_a_replication_server_than_it_has_room_for() {
     let first = Source::enrol().await;
     let mut sources = Vec::new();

@@ -318,6 +318,25 @@ async fn a_shared_replication_server_goes_with_the_last_whom_it_serves() {
 }
 
 #[tokio::test]
+async fn room_that_was_kept_for_a_server_ends_with_it() {
+    let first = Source::replicating().await;
+    let mut second = Source::enrol_at(first.fake.clone()).await;
+    let id = first.server().internal.replicator.unwrap();
+    // It was cut off for good while it chose, before it wrote down which one.
+    repo::update_replicator(&first.ports, &id, |replicator| {
+        replicator.reserved.insert(second.id.clone(), 2);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    operations::disconnect_from_service(&second.ports, &second.id).await.unwrap();
+    second.finalize().await;
+    let shared: ReplicationServer = repo::load(&first.ports, id.as_str()).await.unwrap();
+    assert!(!shared.reserved.contains_key(&second.id));
+    assert!(!shared.draining, "the other one needs it");
+}
+
+#[tokio::test]
 async fn a_disconnection_survives_a_failure_at_every_call() {
     for after_effect in [false, true] {
         for n in 0.. {
