@@ -114,7 +114,7 @@ pub enum EngineError {
 }
 
 /// Most volumes of one replicator, over all servers.
-pub const MAX_VOLUMES: usize = rehost_model::settings::MAX_DISKS_PER_REPLICATION_SERVER;
+pub const MAX_VOLUMES: usize = rehost_model::settings::MAX_DISKS_PER_SERVER;
 
 /// The ending of a volume's sidecar, after its id.
 pub(crate) const SIDECAR: &str = sidecar::ENDING;

@@ -83,6 +83,8 @@ pub(super) fn open(registry: &Registry, server: &ServerId) -> Result<Option<Arc<
     let slot = registry.situation(server)?.slot;
     let _alone = lock(&slot.opening);
     if let Some(journal) = slot.usable() {
+        // A volume may have grown, or gone and come back, since it was opened.
+        forget_strangers(&journal, &registry.situation(server)?.records);
         return Ok(Some(journal));
     }
     // Once more: somebody else may just have tried.
@@ -177,13 +179,7 @@ impl Opening<'_> {
     fn settle(&mut self, journal: Journal, committed: Option<Committed>) -> Result<Option<Journal>, Refusal> {
         let id = journal.id();
         self.begin_anew(|record| record.durable.journal.is_some_and(|named| named != id))?;
-        for member in journal.changed() {
-            let record = self.situation.records.get(&member.volume);
-            if record.is_none_or(|record| record.durable.lineage != member.lineage) {
-                tracing::warn!(volume = %member.volume, "changes in the journal belong to no record any more");
-                journal.forget(&member);
-            }
-        }
+        forget_strangers(&journal, &self.situation.records);
         let members = if committed.is_some() { journal.members() } else { journal.changed() };
         let records = self.situation.records.clone();
         let mut volumes = Reopened::new(records, members, id)?;
@@ -198,6 +194,16 @@ impl Opening<'_> {
         self.changed.extend(volumes.into_records());
         done?;
         Ok(Some(journal))
+    }
+}
+
+/// Drops the changes of volumes that are not served any more, or have another lineage by now: those are compared.
+fn forget_strangers(journal: &Journal, records: &BTreeMap<VolumeId, Record>) {
+    for member in journal.changed() {
+        if records.get(&member.volume).is_none_or(|record| record.durable.lineage != member.lineage) {
+            tracing::warn!(volume = %member.volume, "changes in the journal belong to no record any more");
+            journal.forget(&member);
+        }
     }
 }
 

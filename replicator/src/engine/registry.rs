@@ -223,7 +223,7 @@ impl Registry {
         let Some(known) = state.servers.get_mut(server) else { return };
         for record in records {
             known.expire(record.durable.held);
-            if let Some(own) = known.volumes.get_mut(&record.assignment.volume) {
+            if let Some(own) = known.successor(record) {
                 own.durable.clone_from(&record.durable);
                 own.recorded = record.recorded;
             }
@@ -361,7 +361,7 @@ impl Registry {
             return;
         };
         for state in states {
-            if let Some(record) = known.volumes.get_mut(&state.assignment.volume) {
+            if let Some(record) = known.successor(state) {
                 // A release may have come since.
                 let held = if checkpoint.is_some() { state.durable.held } else { record.durable.held };
                 record.durable.clone_from(&state.durable);
@@ -451,6 +451,13 @@ impl Server {
         }
     }
 
+    /// The record of the volume that another record is of, unless it was assigned anew in another size or place meanwhile: what
+    /// is known of the former one is not true of it.
+    fn successor(&mut self, of: &Record) -> Option<&mut Record> {
+        let record = self.volumes.get_mut(&of.assignment.volume)?;
+        same_volume(&record.assignment, &of.assignment).then_some(record)
+    }
+
     /// The hold of a sidecar did not outlive the replicator, or the session, that held it.
     fn expire(&mut self, held: Option<Epoch>) {
         if let Some(held) = held
@@ -505,9 +512,16 @@ fn same_volume(one: &Assignment, other: &Assignment) -> bool {
     form(one) == form(other)
 }
 
-/// A server without volumes is forgotten once its last session has ended.
+/// A server without volumes is forgotten once its last session has ended, and its key with it.
 fn drop_forgotten(state: &mut State) {
-    state.servers.retain(|_, server| !server.volumes.is_empty() || server.session.is_some());
+    let State { servers, keys, .. } = state;
+    servers.retain(|id, server| {
+        let stays = !server.volumes.is_empty() || server.session.is_some();
+        if !stays {
+            keys.remove(id);
+        }
+        stays
+    });
 }
 
 fn check(assignments: &[Assignment]) -> Result<(), EngineError> {

@@ -203,6 +203,46 @@ fn a_disk_that_is_added_is_written_directly_beside_the_journal_of_the_other() {
 }
 
 #[test]
+fn what_the_journal_holds_of_a_disk_that_grew_is_not_applied() {
+    let bed = Bed::new();
+    let mut agent = bed.first_checkpoint();
+    agent.write(0, 0, &[3; 4096]);
+    agent.write(1, 0, &[4; 4096]);
+    agent.barrier().unwrap();
+    let before = agent.disks[0].lineage;
+    fs::File::options().write(true).open(bed.path(&bed.volumes[0])).unwrap().set_len(2 * SIZE).unwrap();
+    let sized = |bytes| {
+        let mut assignments = bed.assignments();
+        assignments[0].size_bytes = bytes;
+        assignments
+    };
+    bed.engine.set_assignments(sized(2 * SIZE)).unwrap();
+    let mut agent = bed.try_agent_of(&[2 * SIZE, SIZE]).unwrap();
+    assert_ne!(agent.disks[0].lineage, before, "it is compared");
+    // The comparison found that the disk has other bytes by now.
+    agent.write(0, 0, &[5; 4096]);
+    agent.checkpoint(0).unwrap();
+    assert!(bed.report().consistent);
+    assert_eq!(bed.bytes(0, 0, 4096), [5; 4096]);
+    assert_eq!(bed.bytes(1, 0, 4096), [4; 4096], "the other disk's changes are part of the checkpoint");
+}
+
+#[test]
+fn a_volume_that_goes_takes_its_changes_with_it_and_no_others() {
+    let bed = Bed::new();
+    let mut agent = bed.first_checkpoint();
+    agent.write(0, 0, &[3; 4096]);
+    agent.write(1, 0, &[4; 4096]);
+    agent.barrier().unwrap();
+    bed.engine.set_assignments(bed.assignments().into_iter().take(1).collect()).unwrap();
+    let mut agent = bed.try_agent(1).unwrap();
+    assert!(bed.report().consistent, "nothing is wrong with the other one");
+    agent.checkpoint(0).unwrap();
+    assert_eq!(bed.bytes(0, 0, 4096), [3; 4096]);
+    assert_eq!(bed.bytes(1, 0, 4096), [0; 4096], "it is not served any more");
+}
+
+#[test]
 fn the_end_of_the_first_copy_disturbs_no_session() {
     let bed = Bed::new();
     let mut agent = bed.first_checkpoint();

@@ -113,6 +113,11 @@ impl Bed {
 
     /// An agent that offers the first `disks` volumes.
     pub(super) fn try_agent(&self, disks: usize) -> Result<Agent, (ErrorCode, String)> {
+        self.try_agent_of(&vec![SIZE; disks])
+    }
+
+    /// An agent that offers the first volumes, for disks of these sizes in bytes.
+    pub(super) fn try_agent_of(&self, sizes: &[u64]) -> Result<Agent, (ErrorCode, String)> {
         let uri = |text: String| SanType::URI(text.as_str().try_into().unwrap());
         let mut names = vec![uri(format!("{SERVER_URI}{}", self.server))];
         names.extend(self.volumes.iter().map(|volume| uri(format!("{VOLUME_URI}{volume}"))));
@@ -120,14 +125,15 @@ impl Bed {
         let address = self.engine.address().to_string();
         let (sender, receiver) = transport::connect(&address, &tls, &Timeouts::default()).unwrap();
         let mut agent = Agent { sender, receiver, disks: Vec::new(), seq: 0 };
-        let offer = |(index, volume)| DiskOffer { disk: index, volume, size: ByteCount(SIZE) };
-        let indices = (0..).map(DiskIndex);
+        let disks = (0..).map(DiskIndex).zip(self.volumes.iter().zip(sizes));
         agent.say(&AgentMessage::Hello(Hello {
             version: ProtocolVersion::CURRENT,
             server: self.server.as_str(),
             session: SessionId([1; 16]),
             digest_key: KEY,
-            disks: indices.zip(self.volumes.iter().map(VolumeId::as_str)).take(disks).map(offer).collect(),
+            disks: disks
+                .map(|(disk, (volume, size))| DiskOffer { disk, volume: volume.as_str(), size: ByteCount(*size) })
+                .collect(),
         }));
         agent.disks = agent.hear(|message| match message {
             ReplicatorMessage::Welcome(welcome) => Some(welcome.disks),
