@@ -269,3 +269,10 @@ impl Mounts {
         }
     }
 }
+
+impl Drop for Mounts {
+    /// Also when a rule panicked: nothing stays mounted.
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}

@@ -254,7 +254,23 @@ fn link(root: &Root, path: &str, target: &str) -> io::Result<()> {
     std::os::unix::fs::symlink(target, path)
 }
 
+/// What follows a file's name while something is appended to it: a file with the length that it had before. A machine that is cut
+/// off leaves it, and whoever comes next knows where the original ends.
+const UNFINISHED: &str = ".rehost-append";
+
+/// The length that a file had before an append that was cut off.
+pub(crate) fn length_before_append(root: &Root, path: &str) -> Option<u64> {
+    root.text(&format!("{path}{UNFINISHED}"))?.trim().parse().ok()
+}
+
 fn append(root: &Root, path: &str, keep: u64, tail: &[u8]) -> io::Result<()> {
+    let note = root.resolve_parent(&format!("{path}{UNFINISHED}"))?;
+    replace(&note, None, |file| file.write_all(keep.to_string().as_bytes()))?;
+    append_tail(root, path, keep, tail)?;
+    fs::remove_file(note)
+}
+
+fn append_tail(root: &Root, path: &str, keep: u64, tail: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).open(root.resolve(path)?)?;
     let before = file.metadata()?.len();
     file.set_len(keep)?;

@@ -15,7 +15,7 @@ use rehost_model::conversion::ConversionTarget;
 
 use crate::cpio::{self, Entry};
 use crate::disk::Resolution;
-use crate::edit::{Edit, Proposer};
+use crate::edit::{self, Edit, Proposer};
 use crate::guest::{GRUB_CFG, Guest};
 
 use index::{Availability, Index};
@@ -116,7 +116,8 @@ fn prepare(guest: &Guest, image: &Image, resume: Option<&str>, to: &mut Proposer
     let is_module = |module: &&str| index.availability(module) == Availability::Module;
     let modules: Vec<&str> = [DISK].into_iter().chain(OTHERS).filter(is_module).collect();
     let content = guest.root.read(&image.path).ok()??;
-    let original = original_length(&content);
+    let cut_off = edit::length_before_append(&guest.root, &image.path).and_then(|length| usize::try_from(length).ok());
+    let original = cut_off.filter(|length| *length <= content.len()).unwrap_or_else(|| original_length(&content));
     let mut entries = vec![Entry::directory("conf"), Entry::file(MARKER, 0o644, format!("{original}\n").into_bytes())];
     entries.push(Entry::file("conf/modules", 0o644, conf_modules(guest, &modules).into_bytes()));
     if let Some(resume) = resume {
@@ -126,7 +127,7 @@ fn prepare(guest: &Guest, image: &Image, resume: Option<&str>, to: &mut Proposer
     entries.extend(module_entries(guest, &directory, &index.closure(&modules))?);
     let mut tail = vec![0; cpio::padding(original)];
     tail.extend(cpio::write(&entries).ok()?);
-    if content.get(original..) != Some(&tail) {
+    if content.get(original..) != Some(&tail) || cut_off.is_some() {
         let description =
             format!("add {} and what they need; the original is its first {original} bytes", modules.join(", "));
         to.edit(Edit::Append { path: image.path.clone(), keep: original as u64, tail }, description);

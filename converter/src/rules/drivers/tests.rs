@@ -96,6 +96,25 @@ fn an_older_archive_is_replaced() {
 }
 
 #[test]
+fn an_archive_that_was_cut_off_is_replaced() {
+    let tree = tree();
+    let first = propose_with(&tree.guest(), "initramfs", propose);
+    let whole = [ORIGINAL, b"!", tail(&first)].concat();
+    for length in [ORIGINAL.len() + 1, ORIGINAL.len() + 50, whole.len() - 1, whole.len()] {
+        tree.put("/boot/initrd.img-6.1", whole[..length].to_vec());
+        tree.put("/boot/initrd.img-6.1.rehost-append", "37");
+        let second = propose_with(&tree.guest(), "initramfs", propose);
+        assert_eq!(tail(&second), tail(&first), "cut off at {length}");
+        for planned in second.edits {
+            apply(&tree.root(), &planned.edit).unwrap();
+        }
+        assert_eq!(tree.root().read("/boot/initrd.img-6.1").unwrap().unwrap(), whole, "cut off at {length}");
+        assert!(!tree.root().has_name("/boot/initrd.img-6.1.rehost-append"));
+    }
+    assert_settles(&tree.guest(), propose);
+}
+
+#[test]
 fn a_kernel_without_nvme_is_an_error_and_edits_nothing() {
     let tree = tree();
     tree.put("/lib/modules/6.1/modules.dep", "kernel/fs/ext4.ko:\n");
