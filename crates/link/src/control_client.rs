@@ -24,6 +24,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
+use crate::names;
 use crate::signature::RequestSigner;
 use crate::sigv4::{self, AccessKey, SigningScope};
 
@@ -204,6 +205,7 @@ struct RefusalBody {
 async fn dial(endpoint: &Endpoint) -> Result<TcpStream, ControlError> {
     let host = endpoint.host();
     let resolve = |source| ControlError::Resolve { host: host.to_owned(), source };
+    names::load_nothing();
     let candidates: Vec<_> = tokio::net::lookup_host((host, endpoint.port())).await.map_err(resolve)?.collect();
     let mut failure = resolve(std::io::Error::other("the name has no address"));
     for candidate in candidates {

@@ -2,6 +2,7 @@
 
 pub mod control_client;
 pub mod identity;
+mod names;
 pub mod pki_verify;
 pub mod signature;
 pub mod sigv4;

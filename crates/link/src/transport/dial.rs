@@ -8,7 +8,7 @@ use std::{
 use rustls::{client::UnbufferedClientConnection, server::UnbufferedServerConnection};
 
 use super::{ClientTls, Receiver, Sender, ServerTls, TransportError, channel::Shared, connection::Connection};
-use crate::pki_verify::PeerIdentity;
+use crate::{names, pki_verify::PeerIdentity};
 
 /// How long each part of a connection's life may take.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +82,7 @@ fn shake_hands(
 }
 
 fn dial(address: &str, timeout: Duration) -> Result<TcpStream, TransportError> {
+    names::load_nothing();
     let resolved =
         address.to_socket_addrs().map_err(|source| TransportError::Resolve { address: address.to_owned(), source })?;
     let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
