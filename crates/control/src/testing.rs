@@ -299,7 +299,10 @@ impl Compute for Fake {
     }
 
     async fn attach_volume(&self, volume: &VolumeId, _: &InstanceId) -> PortResult<String> {
-        self.call(|_| Ok(format!("/volumes/{volume}")))
+        self.call(|world| {
+            let gone = || PortError::not_found(format!("no such volume: {volume}"));
+            world.resources.contains_key(volume.as_str()).then(|| format!("/volumes/{volume}")).ok_or_else(gone)
+        })
     }
 
     async fn detach_volume(&self, _: &VolumeId, _: &InstanceId) -> PortResult<()> {

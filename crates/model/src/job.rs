@@ -138,6 +138,9 @@ pub struct LaunchWork {
     /// Since when an image is made of them, where copies are launched from images.
     #[serde(default)]
     pub image_began: Option<Timestamp>,
+    /// When it was registered.
+    #[serde(default)]
+    pub image_registered: Option<Timestamp>,
     /// Snapshots of the converted volumes, of which the image is made.
     #[serde(default)]
     pub image_snapshots: Vec<SnapshotId>,
@@ -172,6 +175,7 @@ impl LaunchWork {
             conversion_server: None,
             conversion_done: false,
             image_began: None,
+            image_registered: None,
             image_snapshots: Vec::new(),
             image: None,
             instance: None,

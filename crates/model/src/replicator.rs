@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{DataPlaneRouting, MAX_DISKS_PER_REPLICATION_SERVER, ReplicationSettings};
+use crate::settings::{DataPlaneRouting, MAX_DISKS_PER_REPLICATION_SERVER, MAX_DISKS_PER_SERVER, ReplicationSettings};
 use crate::{InstanceId, ReplicatorId, SecurityGroupId, ServerId, Timestamp, VolumeId};
 
 /// A replication server: one aggregate.
@@ -60,14 +60,15 @@ impl ReplicationServer {
         launched_alike && self.dedicated == settings.use_dedicated_replication_server
     }
 
-    /// Whether `disks` more disks of `server` fit.
+    /// Whether `disks` more disks of `server` fit. A server that has more disks than are ever shared gets one of its own.
     #[must_use]
     pub fn has_room_for(&self, server: &ServerId, disks: usize) -> bool {
         let reserved_by_others = || self.reserved.iter().filter(|(by, _)| *by != server).map(|(_, disks)| disks);
         let of_others = self.assignments.iter().any(|a| a.server != *server) || reserved_by_others().next().is_some();
         let is_closed = self.draining || (self.dedicated && of_others);
         let kept: usize = reserved_by_others().sum();
-        !is_closed && self.assignments.len() + kept + disks <= MAX_DISKS_PER_REPLICATION_SERVER
+        let limit = if of_others { MAX_DISKS_PER_REPLICATION_SERVER } else { MAX_DISKS_PER_SERVER };
+        !is_closed && self.assignments.len() + kept + disks <= limit
     }
 }
 
@@ -152,6 +153,16 @@ mod tests {
         let (shared, _) = replicator(13, false);
         assert!(shared.has_room_for(&ServerId::generate(), 2));
         assert!(!shared.has_room_for(&ServerId::generate(), 3));
+    }
+
+    #[test]
+    fn a_server_with_more_disks_than_are_shared_has_one_alone() {
+        let (fresh, _) = replicator(0, false);
+        assert!(fresh.has_room_for(&ServerId::generate(), 20));
+        let (its_own, _) = replicator(20, false);
+        assert!(!its_own.has_room_for(&ServerId::generate(), 1));
+        let (shared, _) = replicator(1, false);
+        assert!(!shared.has_room_for(&ServerId::generate(), 20));
     }
 
     #[test]

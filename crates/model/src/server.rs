@@ -256,6 +256,9 @@ pub struct StagingDisk {
     /// The disk has grown to so many bytes; its volume is to follow.
     #[serde(default)]
     pub grow_to: Option<u64>,
+    /// The volume that it had and that is gone, or never came to be.
+    #[serde(default)]
+    pub lost: Option<VolumeId>,
 }
 
 /// Where a server stands between asked-for and durable checkpoints.

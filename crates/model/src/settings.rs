@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ReplicationTemplateId, SecurityGroupId};
 
-/// A replication server serves at most this many disks (MGN's documented limit).
+/// A replication server that several source servers share serves at most this many disks (MGN's documented limit).
 pub const MAX_DISKS_PER_REPLICATION_SERVER: usize = 15;
 
 /// A source server has at most this many disks (MGN's documented limit).

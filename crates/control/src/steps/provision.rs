@@ -8,7 +8,7 @@ use rehost_model::replication::{
     DataReplicationError, DataReplicationState, InitiationStepName as Name, InitiationStepStatus as Status,
 };
 use rehost_model::replicator::Assignment;
-use rehost_model::{SourceServer, VolumeId};
+use rehost_model::{InstanceId, SourceServer, VolumeId};
 
 use super::{Answer, State, StepError, VISIBLE_AFTER_MS, done, in_progress, replicator, stopped};
 use crate::ledger::{self, Planned};
@@ -68,8 +68,7 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             Ok(Outcome::Succeeded) => finish_step(ports, &server, step, Status::Succeeded).await?,
             Ok(Outcome::Skipped) => finish_step(ports, &server, step, Status::Skipped).await?,
             Err(error) => {
-                // One that went away (with the last server that it served, say) does not come back.
-                if ["NotFound", "ReplicationServerDied"].contains(&error.name.as_str()) {
+                if needs_another_replication_server(step, &error) {
                     replicator::start_over_with_another(ports, &server).await?;
                 }
                 fail_step(ports, &server, step, &error).await?;
@@ -77,6 +76,12 @@ pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
             }
         }
     }
+}
+
+/// One that went away (with the last server that it served, say) does not come back, and one whose first boot failed does not try again.
+fn needs_another_replication_server(step: Name, error: &StepError) -> bool {
+    let never_came = step == Name::AuthenticateWithService && error.name == "Timeout";
+    never_came || ["NotFound", "ReplicationServerDied"].contains(&error.name.as_str())
 }
 
 async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Result<Outcome, StepError> {
@@ -109,6 +114,9 @@ async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Resul
                     serde_json::to_string(&routing).unwrap_or_default(),
                 );
                 return Err(StepError::new("NoAddress", message));
+            }
+            if replicator.last_seen.is_none() {
+                boot_replication_server(ports, server).await?;
             }
             outcome(replicator.last_seen.is_some(), "the replication server has not authenticated")
         }
@@ -155,7 +163,8 @@ async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     let began = began.unwrap_or_default().to_string();
     for (index, disk) in server.internal.staging.iter().enumerate().filter(|(_, disk)| disk.volume.is_none()) {
         let id = &server.source_server_id;
-        let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began]);
+        let lost = disk.lost.as_ref().map_or("", VolumeId::as_str);
+        let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began, lost]);
         let settings = &server.internal.replication.settings;
         let chosen = server.internal.replication.replicated_disks.get(index).map(|d| d.staging_disk_type);
         let staging_disk_type = settings.staging_disk_type(chosen.unwrap_or_default(), disk.size_bytes);
@@ -204,7 +213,12 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
         let Some(volume) = &disk.volume else {
             return Ok(Outcome::Waiting("a staging disk does not exist"));
         };
-        let location = ports.compute.attach_volume(volume, instance).await?;
+        let location = match ports.compute.attach_volume(volume, instance).await {
+            Err(error) if error.is_not_found() && is_alive(ports, instance).await? => {
+                return missing_volume(ports, server, volume).await;
+            }
+            location => location?,
+        };
         let (server, volume, initialized) = (id.clone(), volume.clone(), disk.initialized);
         let size_bytes = disk.grow_to.unwrap_or(disk.size_bytes);
         assignments.push(Assignment { server, volume, size_bytes, location, initialized });
@@ -237,6 +251,34 @@ async fn attach_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     })
     .await?;
     Ok(Outcome::Succeeded)
+}
+
+async fn is_alive(ports: &Ports, instance: &InstanceId) -> Result<bool, StepError> {
+    let machine = ports.compute.instance(instance).await?;
+    Ok(machine.is_some_and(|machine| matches!(machine.state, InstanceState::Pending | InstanceState::Running)))
+}
+
+/// A volume shows itself to everybody only after a moment. One that does not is made anew.
+async fn missing_volume(ports: &Ports, server: &SourceServer, volume: &VolumeId) -> Result<Outcome, StepError> {
+    if waited_ms(ports, server) < VISIBLE_AFTER_MS {
+        return Ok(Outcome::Waiting("a staging disk is not seen"));
+    }
+    repo::update_server(ports, &server.source_server_id, |server| {
+        for disk in server.internal.staging.iter_mut().filter(|disk| disk.volume.as_ref() == Some(volume)) {
+            (disk.volume, disk.lost) = (None, Some(volume.clone()));
+            (disk.attached, disk.initialized) = (false, false);
+        }
+        if let Some(initiation) = &mut server.data_replication_info.data_replication_initiation {
+            initiation.record(Name::CreateStagingDisks, Status::NotStarted);
+        }
+        Ok::<_, StepError>(())
+    })
+    .await?;
+    let cause = format!(
+        "the staging disk {volume} does not exist (any more); another one is made. If that one goes, too: most often EBS may not use \
+         the KMS key of the replication settings"
+    );
+    Err(StepError::new("StagingDiskLost", cause))
 }
 
 fn volumes_of(server: &SourceServer) -> Vec<VolumeId> {

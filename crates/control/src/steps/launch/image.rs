@@ -28,7 +28,13 @@ pub(super) async fn make(ports: &Ports, context: &JobContext) -> Result<Option<I
         }
     }
     let image = register(ports, context, snapshots).await?;
-    match ports.compute.image_state(&image).await? {
+    let registered = context.work.image_registered.unwrap_or(now);
+    let state = match ports.compute.image_state(&image).await {
+        // It shows itself to everybody only after a moment.
+        Err(error) if error.is_not_found() && now.ms_since(registered) < VISIBLE_AFTER_MS => ImageState::Pending,
+        state => state?,
+    };
+    match state {
         ImageState::Available => Ok(Some(image)),
         ImageState::Pending => Ok(None),
         ImageState::Failed(why) => {
@@ -73,7 +79,13 @@ async fn register(ports: &Ports, context: &JobContext, snapshots: Vec<SnapshotId
         tags: planned.tags(),
     };
     let image = ledger::make(ports, &planned, ports.compute.register_image(&spec, &token)).await?;
-    context.record(ports, None, |work| work.image = Some(image.clone())).await?;
+    let now = ports.clock.now();
+    context
+        .record(ports, None, |work| {
+            work.image = Some(image.clone());
+            work.image_registered.get_or_insert(now);
+        })
+        .await?;
     Ok(image)
 }
 

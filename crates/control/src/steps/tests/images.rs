@@ -175,3 +175,28 @@ async fn snapshots_that_are_refused_for_now_fail_nothing() {
     source.launch(&job).await.unwrap();
     assert_eq!(source.fake.world().throttled_snapshots, 0);
 }
+
+#[tokio::test]
+async fn an_image_that_does_not_show_yet_is_waited_for_and_one_that_is_gone_is_not() {
+    let mut source = Source::with_images().await;
+    let job = source.start(InitiatedBy::StartTest).await;
+    let mut state = source.launch_state(&job);
+    for step in ["begin-job", "prepare-cutover", "snapshot", "convert"] {
+        state = source.drive(step, state).await.unwrap();
+    }
+    let image = loop {
+        state = run(&source.ports, "launch-test", state).await.unwrap();
+        let world = source.fake.world();
+        let image = world.resources.iter().find(|(_, (kind, _))| *kind == ResourceKind::Image);
+        if let Some((id, _)) = image {
+            break id.clone();
+        }
+    };
+    let hidden = source.fake.world().resources.remove(&image).unwrap();
+    state = run(&source.ports, "launch-test", state).await.unwrap();
+    assert_eq!(state["status"], "IN_PROGRESS");
+    source.fake.world().now_ms += 60_001;
+    assert_eq!(run(&source.ports, "launch-test", state.clone()).await.unwrap_err().name, "NotFound");
+    source.fake.world().resources.insert(image, hidden);
+    assert_eq!(source.drive("launch-test", state).await.unwrap()["status"], "DONE");
+}

@@ -250,6 +250,58 @@ async fn a_silent_replication_server_is_replaced_after_a_while_and_ended_first()
     assert_ne!(source.machine(), old);
 }
 
+#[tokio::test]
+async fn a_replication_server_that_never_authenticates_is_replaced() {
+    let mut source = Source::enrol().await;
+    let input = source.migrate_input();
+    run(&source.ports, "register", input.clone()).await.unwrap();
+    source.poll_agent().await;
+    let waits = run(&source.ports, "provision", input.clone()).await.unwrap();
+    assert_eq!(waits["status"], "IN_PROGRESS");
+    let (old, first) = (source.machine(), source.server().internal.replicator);
+    source.fake.world().now_ms += 11 * 60 * 1000;
+    source.poll_agent().await;
+    run(&source.ports, "provision", input.clone()).await.unwrap();
+    let told = source.server().data_replication_info.data_replication_error.unwrap();
+    assert!(told.raw_error.contains("has not authenticated"), "{}", told.raw_error);
+    let state = source.drive("provision", input).await.unwrap();
+    assert_eq!(state["status"], "DONE");
+    assert_ne!(source.server().internal.replicator, first);
+    assert_ne!(source.machine(), old);
+    assert!(!source.fake.world().resources.contains_key(&old), "nobody uses it any more");
+}
+
+#[tokio::test]
+async fn a_staging_disk_that_does_not_show_is_waited_for_and_then_made_anew() {
+    let mut source = Source::replicating().await;
+    let (volumes, old) = (source.agent.volumes.clone(), source.machine());
+    source.fake.world().resources.remove(volumes[1].as_str()).unwrap();
+    source.fake.world().resources.remove(&old);
+    monitor::check_replicators(&source.ports).await.unwrap();
+    let name = source.server().internal.provisioning.unwrap();
+    let input = source.fake.world().executions[&name.0].1.clone();
+    for _ in 0..5 {
+        source.poll().await;
+        assert_eq!(run(&source.ports, "provision", input.clone()).await.unwrap()["status"], "IN_PROGRESS");
+        source.fake.world().now_ms += 1000;
+    }
+    let staging =
+        |source: &Source| source.server().internal.staging.into_iter().map(|disk| disk.volume).collect::<Vec<_>>();
+    assert_eq!(staging(&source), volumes.iter().cloned().map(Some).collect::<Vec<_>>(), "it may still show itself");
+    let machine = source.machine();
+    source.fake.world().now_ms += 61_000;
+    source.poll_agent().await;
+    run(&source.ports, "provision", input).await.unwrap();
+    let told = source.server().data_replication_info.data_replication_error.unwrap();
+    assert!(told.raw_error.contains("KMS"), "{}", told.raw_error);
+    let initialized: Vec<_> = source.server().internal.staging.iter().map(|disk| disk.initialized).collect();
+    assert_eq!(initialized, [true, false], "the new one has to be filled");
+    source.provision().await;
+    assert_eq!(source.machine(), machine, "nothing is wrong with the replication server");
+    assert_eq!(source.agent.volumes[0], volumes[0]);
+    assert_ne!(source.agent.volumes[1], volumes[1]);
+}
+
 /// Fails call `n` of the replacement and of what it starts, and expects the same end.
 async fn sweep_replacement(after_effect: bool) {
     for n in 0.. {
