@@ -65,10 +65,10 @@ faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS
 	$(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/debug/faults $(if $(ROW),--row '$(ROW)') $(if $(RUNS),--runs '$(RUNS)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(PLANTED),--planted) $(if $(BUG),--bug '$(BUG)') $(if $(JSON),--json '$(JSON)')
 
-bench: ## Full sync against nbdcopy over TLS, written to bench/out/bench.json
+bench: ## Full sync against nbdcopy over TLS, deltas against rsync (WHAT=delta: only these; WHAT=idle: an idle agent, 1 TiB)
 	scripts/install-deps build bench
-	cargo build --release -p rehost-agent -p rehost-replicator -p rehost-bench
-	cargo run --release -p rehost-bench
+	cargo build --release $(PRODUCT) -p rehost-bench
+	cargo run --release -p rehost-bench -- $(WHAT)
 
 check-infra: ## Checks the AWS template, its policies, the state machines and the user data; needs no account
 	scripts/check-infra

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rehost_tests::random::Random;
 use serde::Serialize;
 
+use crate::device::Loop;
 use crate::image::IMAGE_BYTES;
 use crate::measure::Timed;
 use crate::sides;
@@ -162,23 +163,6 @@ fn change(path: &Path) -> Result<()> {
         file.write_all_at(&block, place * BLOCK)?;
     }
     Ok(file.sync_all()?)
-}
-
-/// A loop device; detached when it is dropped.
-struct Loop(PathBuf);
-
-impl Loop {
-    fn over(image: &Path) -> Result<Self> {
-        let output = Command::new("losetup").args(["--find", "--show", "--direct-io=on"]).arg(image).output()?;
-        ensure!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Self(String::from_utf8(output.stdout)?.trim().into()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
-    }
 }
 
 /// Where the sender pins what it tracks with; gone when it is dropped, also if the sender was killed.

@@ -3,9 +3,11 @@
 //!
 //! Every side is a process of its own under `time`, so CPU seconds and peak memory are the kernel's numbers. A round that
 //! does not count warms up the page cache and the memory of a virtual machine; then the order alternates, and medians are
-//! over `RUNS` (3). Written to `bench/out/bench.json`, shown as a table.
+//! over `RUNS` (3). Written to `bench/out/bench.json`, shown as a table. Apart from that, and only when asked for: an agent that is idle.
 
 mod delta;
+mod device;
+mod idle;
 mod image;
 mod measure;
 mod peer;
@@ -25,6 +27,7 @@ fn main() -> Result<()> {
         ["receive-delta", folder] => sides::receive_delta(Path::new(folder)),
         ["send-delta", folder] => sides::send_delta(Path::new(folder)),
         ["delta"] => only_delta(),
+        ["idle"] => idle::measure(),
         [] => compare(),
         other => anyhow::bail!("no such arguments: {other:?}; without any, everything is measured"),
     }
@@ -62,11 +65,15 @@ fn compare() -> Result<()> {
             "wallSeconds": ours.wall_seconds / theirs.wall_seconds,
         },
     });
+    write_result("bench.json", &document)
+}
+
+/// Writes what was measured to `bench/out`.
+fn write_result(name: &str, document: &serde_json::Value) -> Result<()> {
     let out = rehost_tests::paths::repository().join("bench/out");
     std::fs::create_dir_all(&out)?;
-    let file: PathBuf = out.join("bench.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(&document)?)
-        .with_context(|| format!("write {}", file.display()))?;
+    let file: PathBuf = out.join(name);
+    std::fs::write(&file, serde_json::to_vec_pretty(document)?).with_context(|| format!("write {}", file.display()))?;
     println!("written to {}", file.display());
     Ok(())
 }

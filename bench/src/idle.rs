@@ -1,0 +1,76 @@
+//! What the agent costs that has nothing to do: installed and run as a user would, for a disk of 1 TiB that replicates continuously.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rehost_tests::random::Random;
+use rehost_tests::{LocalAgent, Region, Workspace};
+use serde_json::json;
+
+use crate::device::Loop;
+
+const DISK_BYTES: u64 = 1 << 40;
+/// Of that, what is not a hole.
+const DATA_BYTES: u64 = 256 << 20;
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// After the first snapshot, before it counts as idle.
+const SETTLE: Duration = Duration::from_secs(20);
+const WATCHED: Duration = Duration::from_secs(120);
+/// `USER_HZ`, which Linux has fixed for all that it shows (proc(5)).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub(crate) fn measure() -> Result<()> {
+    let space = Workspace::new("idle")?;
+    let image = space.path("source.img");
+    write(&image)?;
+    let device = Loop::over(&image)?;
+    let region = Region::start(space.folder(), &["127.0.0.1"])?;
+    let mut agent = LocalAgent::install(&region, &device.0, &space.path("agent"))?;
+    let began = Instant::now();
+    agent.start()?;
+    println!("the first copy of a disk of 1 TiB: all of it is read");
+    region.wait_state(agent.server(), "READY_FOR_TEST", PATIENCE)?;
+    println!("ready for test after {:.0} s", began.elapsed().as_secs_f64());
+    let pid = agent.process().context("the agent ended")?.pid();
+    thread::sleep(SETTLE);
+    let (before, began) = (cpu_seconds(pid)?, Instant::now());
+    thread::sleep(WATCHED);
+    let cpu_percent = (cpu_seconds(pid)? - before) / began.elapsed().as_secs_f64() * 100.0;
+    let (resident_mib, peak_mib) = (memory_mib(pid, "VmRSS:")?, memory_mib(pid, "VmHWM:")?);
+    let tracker = agent.status()?.pointer("/status/trackers/0/tracker").cloned().unwrap_or_default();
+    println!(
+        "idle, tracker {tracker}: {cpu_percent:.2} % of a core over {WATCHED:?}; {resident_mib:.1} MiB, at its peak {peak_mib:.1} MiB"
+    );
+    let document = json!({"diskBytes": DISK_BYTES, "tracker": tracker, "cpuPercent": cpu_percent, "residentMib": resident_mib, "peakMib": peak_mib});
+    crate::write_result("idle.json", &document)
+}
+
+fn write(path: &Path) -> Result<()> {
+    let file = File::create(path)?;
+    file.set_len(DISK_BYTES)?;
+    let (mut random, mut block) = (Random::new(1), vec![0; 1 << 20]);
+    for offset in (0..DATA_BYTES).step_by(block.len()) {
+        random.fill(&mut block);
+        file.write_all_at(&block, offset)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+/// User and system time of a process and its threads.
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may have spaces in it; `utime` and `stime` are the 12th and 13th field after it (proc(5)).
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat");
+    Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
+}
+
+fn memory_mib(pid: u32, what: &str) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).with_context(|| what.to_owned())?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
+}
