@@ -12,6 +12,8 @@ readonly NAME=rehost-converter
 readonly PROGRAM=/usr/local/bin/$NAME
 readonly WORK=/var/lib/$NAME
 readonly ATTEMPTS=30 PAUSE_SECONDS=10
+# A route that leads nowhere must not cost an attempt minutes.
+readonly TIMEOUTS=(--cli-connect-timeout 10 --cli-read-timeout 60)
 # Whatever happens, the instance does not outlive its job by much.
 readonly LONGEST_LIFE_MINUTES=120 LONGEST_CONVERSION_SECONDS=6000
 
@@ -41,7 +43,7 @@ close_other_doors() {
 }
 
 fetch() {
-  aws s3api get-object --bucket "$BUCKET" --key "$1" "$2" >/dev/null
+  aws "${TIMEOUTS[@]}" s3api get-object --bucket "$BUCKET" --key "$1" "$2" >/dev/null
 }
 
 fetch_verified() {
@@ -72,7 +74,7 @@ convert() {
 # A report is a report, also of a conversion that failed: the control plane reads in it why.
 upload_report() {
   [ -s "$WORK/report.json" ] || { say 'the converter left no report'; return 1; }
-  retry aws s3api put-object --bucket "$BUCKET" --key "$PREFIX/report.json" --body "$WORK/report.json" \
+  retry aws "${TIMEOUTS[@]}" s3api put-object --bucket "$BUCKET" --key "$PREFIX/report.json" --body "$WORK/report.json" \
     --content-type application/json >/dev/null
   say 'the report was uploaded'
 }

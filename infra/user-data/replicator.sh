@@ -12,6 +12,8 @@ readonly NAME=rehost-replicator
 readonly PROGRAM=/usr/local/bin/$NAME
 readonly CONFIG=/etc/$NAME/config.json
 readonly ATTEMPTS=30 PAUSE_SECONDS=10
+# A route that leads nowhere must not cost an attempt minutes.
+readonly TIMEOUTS=(--cli-connect-timeout 10 --cli-read-timeout 60)
 
 say() { echo "rehost: $*"; }
 
@@ -44,7 +46,7 @@ close_other_doors() {
 }
 
 fetch() {
-  aws s3api get-object --bucket "$BUCKET" --key "software/$1" "$2" >/dev/null
+  aws "${TIMEOUTS[@]}" s3api get-object --bucket "$BUCKET" --key "software/$1" "$2" >/dev/null
 }
 
 fetch_verified() {
@@ -145,5 +147,16 @@ main() {
   say 'the replicator was started'
 }
 
-trap 'say "the replication server could not be set up; the lines above say why"' ERR
+# One that could not be set up would run, and cost, for nobody: the launch template lets it end with its power. The pause is for
+# the console, which the control plane's users read.
+finish() {
+  local code=$?
+  if [ "$code" -eq 0 ]; then return; fi
+  say "the replication server could not be set up ($code); the lines above say why; it ends itself"
+  sync
+  sleep 5
+  systemctl poweroff
+}
+
+trap finish EXIT
 main

@@ -9,6 +9,10 @@ use rehost_control::ports::PortResult;
 /// Seconds between two reports of an agent or replicator, unless [`names::POLL_SECONDS`] says otherwise.
 pub const DEFAULT_POLL_SECONDS: u64 = 15;
 
+/// From where agents reach replication servers, unless [`names::AGENT_CIDR`] says otherwise. What keeps others out is mutual TLS
+/// with the region's own authority.
+pub const ANYWHERE: &str = "0.0.0.0/0";
+
 /// The longest that agents and replicators may be told to stay away; seconds.
 const MAX_POLL_SECONDS: u64 = 300;
 
@@ -25,6 +29,7 @@ pub mod names {
     pub const CA_FINGERPRINT: &str = "REHOST_CA_FINGERPRINT";
     pub const STAGING_SUBNET: &str = "REHOST_STAGING_SUBNET";
     pub const STAGING_SECURITY_GROUP: &str = "REHOST_STAGING_SECURITY_GROUP";
+    pub const AGENT_CIDR: &str = "REHOST_AGENT_CIDR";
     pub const TARGET_SUBNET: &str = "REHOST_TARGET_SUBNET";
     pub const STAGING_LAUNCH_TEMPLATE: &str = "REHOST_STAGING_LAUNCH_TEMPLATE";
     pub const CONVERSION_LAUNCH_TEMPLATE: &str = "REHOST_CONVERSION_LAUNCH_TEMPLATE";
@@ -57,6 +62,9 @@ pub struct RegionConfig {
     pub staging_subnet: String,
     /// The security group of replication servers, unless a server's settings name others.
     pub staging_security_group: String,
+    /// From where agents reach replication servers in networks that the stack's template makes no security group for. Not looked
+    /// at here: where the template makes a group with it, EC2 has seen it, and it sees it again in each other network.
+    pub agent_cidr: String,
     /// Where copies are launched, unless the user's launch template names a subnet.
     pub target_subnet: String,
     /// The launch template of replication servers.
@@ -95,6 +103,7 @@ impl RegionConfig {
             ca_fingerprint: optional(variable, names::CA_FINGERPRINT).map(fingerprint).transpose()?,
             staging_subnet: id(names::STAGING_SUBNET, "subnet-")?,
             staging_security_group: id(names::STAGING_SECURITY_GROUP, "sg-")?,
+            agent_cidr: optional(variable, names::AGENT_CIDR).unwrap_or_else(|| ANYWHERE.to_owned()),
             target_subnet: id(names::TARGET_SUBNET, "subnet-")?,
             staging_launch_template: id(names::STAGING_LAUNCH_TEMPLATE, "lt-")?,
             conversion_launch_template: id(names::CONVERSION_LAUNCH_TEMPLATE, "lt-")?,
@@ -191,6 +200,7 @@ mod tests {
             (names::CA_FINGERPRINT, fingerprint),
             (names::STAGING_SUBNET, "subnet-1".to_owned()),
             (names::STAGING_SECURITY_GROUP, "sg-1".to_owned()),
+            (names::AGENT_CIDR, "10.0.0.0/8".to_owned()),
             (names::TARGET_SUBNET, "subnet-2".to_owned()),
             (names::STAGING_LAUNCH_TEMPLATE, "lt-1".to_owned()),
             (names::CONVERSION_LAUNCH_TEMPLATE, "lt-2".to_owned()),
@@ -206,7 +216,7 @@ mod tests {
     fn a_whole_environment_is_read() {
         let config = read(&whole()).unwrap();
         assert_eq!((config.endpoint.as_str(), config.poll_seconds), ("https://api.example", 3));
-        assert_eq!(config.partition(), "aws");
+        assert_eq!((config.partition(), config.agent_cidr.as_str()), ("aws", "10.0.0.0/8"));
     }
 
     #[test]
@@ -215,9 +225,10 @@ mod tests {
             let mut variables = whole();
             variables.insert(name, " ".to_owned());
             let result = read(&variables);
-            if [names::CA_FINGERPRINT, names::POLL_SECONDS].contains(&name) {
+            if [names::CA_FINGERPRINT, names::POLL_SECONDS, names::AGENT_CIDR].contains(&name) {
                 let config = result.unwrap();
-                assert!(config.ca_fingerprint.is_none() || config.poll_seconds == DEFAULT_POLL_SECONDS);
+                let by_default = config.poll_seconds == DEFAULT_POLL_SECONDS || config.agent_cidr == ANYWHERE;
+                assert!(config.ca_fingerprint.is_none() || by_default, "{name}");
                 continue;
             }
             let error = result.unwrap_err();

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::Ec2Compute;
 use crate::instances::{instance_id, reason, state_of};
 use crate::tags;
-use crate::template::by_default_version;
+use crate::template::{LATEST_VERSION, Placement, by_latest_version, placement};
 use crate::user_data::{CONVERTER, render};
 
 /// A conversion server ends by itself after two hours; one that has not is taken for dead a little later.
@@ -47,13 +47,27 @@ impl Ec2Compute {
         let values =
             [("REGION", self.config.region.as_str()), ("BUCKET", &self.config.bucket), ("TOKEN", token.as_str())];
         let all_tags = tags::complete(&spec.tags, &self.config.stack, token);
+        let placed = self.place_converter(&spec.staging_subnet_id).await?;
         let request = self
             .ec2_once
             .run_instances()
-            .launch_template(by_default_version(&self.config.conversion_launch_template))
-            .subnet_id(self.staging_subnet_id(&spec.staging_subnet_id))
+            .launch_template(by_latest_version(&self.config.conversion_launch_template))
+            .set_subnet_id(placed.subnet)
+            .set_network_interfaces((!placed.interfaces.is_empty()).then_some(placed.interfaces))
             .user_data(render(CONVERTER, &values)?);
         self.launch(request, "a conversion server", &tags::named(all_tags, "rehost conversion server"), token).await
+    }
+
+    /// With its volumes, and reached by nobody. Whether it needs a public address to find the bucket, the launch template's interface
+    /// says, which knows what network the stack has.
+    async fn place_converter(&self, named_subnet: &str) -> PortResult<Placement> {
+        let subnet = self.staging_subnet_id(named_subnet);
+        let template = self.template(&self.config.conversion_launch_template, LATEST_VERSION).await?;
+        let placed = placement(Some(&template), subnet, None)?;
+        Ok(match self.conversion_group(subnet).await? {
+            Some(group) => placed.with_group(&group),
+            None => placed,
+        })
     }
 
     /// See [`rehost_control::ports::Compute::conversion_progress`].

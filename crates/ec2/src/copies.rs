@@ -16,7 +16,7 @@ use crate::errors::failed;
 use crate::instances::{instance_id, reason, state_of};
 use crate::sizing::{self, Need};
 use crate::tags::{self, PORTS_TAG};
-use crate::template::{Placement, by_default_version, placement};
+use crate::template::{DEFAULT_VERSION, Placement, by_default_version, placement};
 
 impl Ec2Compute {
     /// See [`rehost_control::ports::Compute::run_instance`]. EC2 starts whatever it launches: a copy that is to be left stopped is
@@ -40,7 +40,7 @@ impl Ec2Compute {
         })?;
         let template_id = spec.launch.ec2_launch_template_id.as_deref().filter(|id| !id.is_empty());
         let template = match template_id {
-            Some(id) => Some(self.template(id).await?),
+            Some(id) => Some(self.template(id, DEFAULT_VERSION).await?),
             None => None,
         };
         let placed = placement(template.as_ref(), &self.config.target_subnet, spec.private_ip)?;

@@ -29,10 +29,17 @@ where
     let Meaning { kind, remedy } = meaning(code.unwrap_or_default(), status);
     let code = code.map_or_else(|| format!("status {status}"), str::to_owned);
     let message = shortened(refusal.err().message().unwrap_or("no reason was given"));
-    let remedy =
-        if kind == Denied && remedy.is_empty() { format!("the role needs {action}") } else { remedy.to_owned() };
+    let remedy = if kind == Denied && remedy.is_empty() { needed(action) } else { remedy.to_owned() };
     let remedy = if remedy.is_empty() { remedy } else { format!("; {remedy}") };
     PortError::new(kind, format!("{action} for {subject}: {code}: {message}{remedy}"))
+}
+
+/// What the role lacks. A launch is refused as a whole for any one thing that its launch template brings.
+fn needed(action: &str) -> String {
+    match action {
+        "ec2:RunInstances" => format!("the role needs {action}{FOR_A_LAUNCH}"),
+        _ => format!("the role needs {action}"),
+    }
 }
 
 /// The code of a refusal, when it is one.
@@ -101,6 +108,9 @@ fn matches(pattern: &str, code: &str) -> bool {
     }
 }
 
+const FOR_A_LAUNCH: &str = " for all that the launch template brings (capacity reservation, host, placement group, key pair, interfaces, \
+                            license configuration), and iam:PassRole for its instance profile's role (the stack's parameter \
+                            TargetRoleArns)";
 const KEY: &str = "let the key's policy allow the account's roles to use it with EBS (kms:CreateGrant, kms:Decrypt, \
                    kms:GenerateDataKeyWithoutPlaintext), or choose another key in the replication settings";
 const TEMPLATE: &str = "name a launch template of this account and region in the launch settings (ec2LaunchTemplateID), or deploy the \
@@ -169,6 +179,11 @@ const RULES: &[(&str, PortErrorKind, &str)] = &[
     ),
     ("SnapshotLimitExceeded", Quota, "keep fewer snapshots (retention), delete others, or ask for a higher quota"),
     ("VcpuLimitExceeded", Quota, "ask for a higher quota of vCPUs (Service Quotas), or choose a smaller instance type"),
+    (
+        "AttachmentLimitExceeded",
+        Quota,
+        "choose a larger type for replication servers (replicationServerInstanceType) or conversion servers (the stack's parameter)",
+    ),
     ("*LimitExceeded", Quota, LIMIT),
     ("*LimitExceededException", Quota, LIMIT),
     ("ServiceQuotaExceededException", Quota, LIMIT),

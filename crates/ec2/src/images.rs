@@ -63,7 +63,7 @@ impl Ec2Compute {
         }
     }
 
-    /// All images of the stack that this filter lets pass.
+    /// All images of the stack that this filter lets pass, without those that others made with our tags.
     pub(crate) async fn images_where(&self, wanted: Filter) -> PortResult<Vec<Image>> {
         let pages = self
             .ec2
@@ -75,7 +75,9 @@ impl Ec2Compute {
             .items()
             .send();
         let images = pages.collect::<Result<Vec<_>, _>>().await;
-        images.map_err(|e| failed("ec2:DescribeImages", "the stack's images", &e))
+        let mut images = images.map_err(|e| failed("ec2:DescribeImages", "the stack's images", &e))?;
+        images.retain(|image| !tags::are_of_another_maker(image.tags()));
+        Ok(images)
     }
 
     /// See [`rehost_control::ports::Compute::image_state`].

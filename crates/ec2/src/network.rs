@@ -1,4 +1,4 @@
-//! Where things are placed: subnets, and the security group of replication servers.
+//! Where things are placed: subnets, and the security groups of replication and conversion servers.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -16,8 +16,29 @@ use crate::tags::{self, STACK_TAG};
 /// Where agents connect to replication servers.
 const REPLICATION_PORT: i32 = 1500;
 
-/// Agents are anywhere; what keeps others out is mutual TLS with the region's own authority.
-const ANYWHERE: &str = "0.0.0.0/0";
+/// A security group that the stack has in every network that its servers are in: its template makes it in the stack's own network,
+/// and in others the first launch does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Replication,
+    Conversion,
+}
+
+impl Role {
+    fn group_name(self, stack: &str) -> String {
+        match self {
+            Self::Replication => format!("rehost-replication-{stack}"),
+            Self::Conversion => format!("rehost-conversion-{stack}"),
+        }
+    }
+
+    fn description(self) -> &'static str {
+        match self {
+            Self::Replication => "Agents reach replication servers (rehost)",
+            Self::Conversion => "Conversion servers (rehost): nobody reaches them",
+        }
+    }
+}
 
 /// A subnet; neither its zone nor its network ever changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,42 +59,52 @@ impl Ec2Compute {
             return Ok(group.clone());
         }
         let subnet = self.staging_subnet_id(&settings.staging_area_subnet_id);
-        if subnet == self.config.staging_subnet {
+        let Some(vpc) = self.foreign_vpc(subnet).await? else {
             return group_id(&self.config.staging_security_group);
-        }
-        let subnet = self.subnet(subnet).await?;
-        if subnet.vpc == self.subnet(&self.config.staging_subnet).await?.vpc {
-            return group_id(&self.config.staging_security_group);
-        }
-        self.group_of_vpc(&subnet.vpc).await
-    }
-
-    /// The stack's own group in a network that the stack's template did not make one for.
-    async fn group_of_vpc(&self, vpc: &str) -> PortResult<SecurityGroupId> {
-        let group = match self.find_group(vpc).await? {
-            Some(group) => group,
-            None => {
-                self.create_group(vpc).await?;
-                self.find_group(vpc).await?.ok_or_else(|| {
-                    PortError::conflict(format!(
-                        "the security group of {vpc} does not show yet; it is looked for again"
-                    ))
-                })?
-            }
         };
+        let group = self.group_of_vpc(&vpc, Role::Replication).await?;
         let id = group.group_id().unwrap_or_default();
-        if !lets_agents_in(&group) {
+        if !lets_agents_in(&group, &self.config.agent_cidr) {
             self.let_agents_in(id).await?;
         }
         group_id(id)
     }
 
-    async fn find_group(&self, vpc: &str) -> PortResult<Option<SecurityGroup>> {
+    /// The group for a conversion server in this subnet; `None` where that of the launch template serves. It lets nobody in, and out
+    /// whatever wants out, as groups do that nothing was said about.
+    pub(crate) async fn conversion_group(&self, subnet: &str) -> PortResult<Option<String>> {
+        let Some(vpc) = self.foreign_vpc(subnet).await? else { return Ok(None) };
+        let group = self.group_of_vpc(&vpc, Role::Conversion).await?;
+        group_id(group.group_id().unwrap_or_default()).map(|id| Some(id.to_string()))
+    }
+
+    /// The network of a subnet, where that is not the stack's own.
+    async fn foreign_vpc(&self, subnet: &str) -> PortResult<Option<String>> {
+        if subnet == self.config.staging_subnet {
+            return Ok(None);
+        }
+        let vpc = self.subnet(subnet).await?.vpc;
+        let own = self.subnet(&self.config.staging_subnet).await?.vpc;
+        Ok((vpc != own).then_some(vpc))
+    }
+
+    /// The stack's own group in a network that the stack's template did not make one for.
+    async fn group_of_vpc(&self, vpc: &str, role: Role) -> PortResult<SecurityGroup> {
+        if let Some(group) = self.find_group(vpc, role).await? {
+            return Ok(group);
+        }
+        self.create_group(vpc, role).await?;
+        self.find_group(vpc, role).await?.ok_or_else(|| {
+            PortError::conflict(format!("the security group of {vpc} does not show yet; it is looked for again"))
+        })
+    }
+
+    async fn find_group(&self, vpc: &str, role: Role) -> PortResult<Option<SecurityGroup>> {
         let found = self
             .ec2
             .describe_security_groups()
             .filters(tags::filter("vpc-id", vpc))
-            .filters(tags::filter("group-name", self.group_name()))
+            .filters(tags::filter("group-name", role.group_name(&self.config.stack)))
             .filters(tags::with_tag(STACK_TAG, &self.config.stack))
             .send()
             .await
@@ -81,13 +112,13 @@ impl Ec2Compute {
         Ok(found.security_groups.unwrap_or_default().into_iter().next())
     }
 
-    async fn create_group(&self, vpc: &str) -> PortResult<()> {
+    async fn create_group(&self, vpc: &str, role: Role) -> PortResult<()> {
         let tags = Tags::from([(STACK_TAG.to_owned(), self.config.stack.clone())]);
         let created = self
             .ec2
             .create_security_group()
-            .group_name(self.group_name())
-            .description("Agents reach replication servers (rehost)")
+            .group_name(role.group_name(&self.config.stack))
+            .description(role.description())
             .vpc_id(vpc)
             .tag_specifications(tags::specification(ResourceType::SecurityGroup, &tags))
             .send()
@@ -99,7 +130,7 @@ impl Ec2Compute {
     }
 
     async fn let_agents_in(&self, group: &str) -> PortResult<()> {
-        let range = IpRange::builder().cidr_ip(ANYWHERE).description("Agents; mutual TLS").build();
+        let range = IpRange::builder().cidr_ip(&self.config.agent_cidr).description("Agents; mutual TLS").build();
         let permission = IpPermission::builder()
             .ip_protocol("tcp")
             .from_port(REPLICATION_PORT)
@@ -113,10 +144,6 @@ impl Ec2Compute {
             }
             _ => Ok(()),
         }
-    }
-
-    fn group_name(&self) -> String {
-        format!("rehost-replication-{}", self.config.stack)
     }
 
     /// The subnet that settings name for replication, else the stack's.
@@ -153,15 +180,59 @@ fn no_subnet(id: &str) -> String {
 }
 
 fn group_id(text: &str) -> PortResult<SecurityGroupId> {
-    text.parse().map_err(|e| PortError::invalid(format!("the security group of replication servers: {e}")))
+    text.parse()
+        .map_err(|e| PortError::invalid(format!("the security group of replication or conversion servers: {e}")))
 }
 
-fn lets_agents_in(group: &SecurityGroup) -> bool {
+/// Whether there is a rule for this very block: after a change of the stack's parameter there is none. The rule for the former block
+/// stays; taking it away could cut off an agent that has not moved yet.
+fn lets_agents_in(group: &SecurityGroup, agents: &str) -> bool {
     let lets_in = |p: &IpPermission| {
         let all = p.ip_protocol() == Some("-1");
         let from = p.from_port().is_some_and(|port| port <= REPLICATION_PORT);
         let to = p.to_port().is_some_and(|port| port >= REPLICATION_PORT);
-        all || p.ip_protocol() == Some("tcp") && from && to
+        let from_agents = p.ip_ranges().iter().any(|range| range.cidr_ip() == Some(agents));
+        (all || p.ip_protocol() == Some("tcp") && from && to) && from_agents
     };
     group.ip_permissions().iter().any(lets_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group(protocol: &str, ports: (i32, i32), blocks: &[&str]) -> SecurityGroup {
+        let ranges = blocks.iter().map(|block| IpRange::builder().cidr_ip(*block).build()).collect();
+        let permission = IpPermission::builder()
+            .ip_protocol(protocol)
+            .from_port(ports.0)
+            .to_port(ports.1)
+            .set_ip_ranges(Some(ranges))
+            .build();
+        SecurityGroup::builder().ip_permissions(permission).build()
+    }
+
+    #[test]
+    fn agents_are_let_in_from_their_block_and_to_their_port() {
+        const AGENTS: &str = "10.0.0.0/8";
+        for (protocol, ports, blocks, expected) in [
+            ("tcp", (1500, 1500), vec![AGENTS], true),
+            ("tcp", (1024, 2048), vec!["192.0.2.0/24", AGENTS], true),
+            ("-1", (-1, -1), vec![AGENTS], true),
+            ("tcp", (1500, 1500), vec!["0.0.0.0/0"], false),
+            ("tcp", (1500, 1500), vec![], false),
+            ("tcp", (443, 443), vec![AGENTS], false),
+            ("udp", (1500, 1500), vec![AGENTS], false),
+        ] {
+            let lets_in = lets_agents_in(&group(protocol, ports, &blocks), AGENTS);
+            assert_eq!(lets_in, expected, "{protocol} {ports:?} {blocks:?}");
+        }
+        assert!(!lets_agents_in(&SecurityGroup::builder().build(), AGENTS));
+    }
+
+    #[test]
+    fn each_role_has_a_group_of_its_own() {
+        let names = [Role::Replication, Role::Conversion].map(|role| role.group_name("s"));
+        assert_eq!(names, ["rehost-replication-s", "rehost-conversion-s"]);
+    }
 }

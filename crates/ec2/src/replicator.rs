@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::Ec2Compute;
 use crate::instances::instance_id;
 use crate::tags;
-use crate::template::by_default_version;
+use crate::template::by_latest_version;
 use crate::user_data::{REPLICATOR, render};
 
 /// Where a replicator listens, keeps its state (the unit's `StateDirectory`), and how long it holds volumes still for a
@@ -63,7 +63,7 @@ impl Ec2Compute {
         let request = self
             .ec2_once
             .run_instances()
-            .launch_template(by_default_version(&self.config.staging_launch_template))
+            .launch_template(by_latest_version(&self.config.staging_launch_template))
             .instance_type(InstanceType::from(settings.replication_server_instance_type.as_str()))
             .network_interfaces(interface)
             .user_data(self.replicator_user_data(spec)?);

@@ -37,7 +37,7 @@ impl Ec2Compute {
             .ec2_once
             .create_snapshot()
             .volume_id(volume.as_str())
-            .description(format!("rehost {}", self.config.stack))
+            .description(description(&self.config.stack))
             .tag_specifications(tags::specification(ResourceType::Snapshot, tags))
             .send()
             .await
@@ -45,7 +45,7 @@ impl Ec2Compute {
         snapshot_id(taken.snapshot_id())
     }
 
-    /// All snapshots of the stack that this filter lets pass.
+    /// All snapshots that the stack made and this filter lets pass.
     pub(crate) async fn snapshots_where(&self, wanted: Filter) -> PortResult<Vec<Snapshot>> {
         let pages = self
             .ec2
@@ -57,7 +57,9 @@ impl Ec2Compute {
             .items()
             .send();
         let snapshots = pages.collect::<Result<Vec<_>, _>>().await;
-        snapshots.map_err(|e| failed("ec2:DescribeSnapshots", "the stack's snapshots", &e))
+        let mut snapshots = snapshots.map_err(|e| failed("ec2:DescribeSnapshots", "the stack's snapshots", &e))?;
+        snapshots.retain(|snapshot| is_own(snapshot, &self.config.stack));
+        Ok(snapshots)
     }
 
     /// See [`rehost_control::ports::Compute::snapshot_state`].
@@ -85,6 +87,17 @@ impl Ec2Compute {
     }
 }
 
+fn description(stack: &str) -> String {
+    format!("rehost {stack}")
+}
+
+/// Whether the stack made it: others (AWS Backup, lifecycle policies, a user's copy) may have copied the tags of a volume or of a
+/// snapshot of ours, and what they made is not ours to delete.
+fn is_own(snapshot: &Snapshot, stack: &str) -> bool {
+    let described = snapshot.description().is_some_and(|said| said.starts_with(&description(stack)));
+    described && !tags::are_of_another_maker(snapshot.tags())
+}
+
 /// Two that took snapshots at the same time agree on the older of them.
 fn oldest_of_each_volume(snapshots: Vec<Snapshot>) -> BTreeMap<String, Snapshot> {
     let mut oldest: BTreeMap<String, Snapshot> = BTreeMap::new();
@@ -106,8 +119,28 @@ fn snapshot_id(text: Option<&str>) -> PortResult<SnapshotId> {
 #[cfg(test)]
 mod tests {
     use aws_sdk_ec2::primitives::DateTime;
+    use aws_sdk_ec2::types::Tag;
 
     use super::*;
+
+    #[test]
+    fn snapshots_of_others_with_our_tags_are_not_ours() {
+        let snapshot = |said: Option<&str>, key: &str| {
+            let tag = Tag::builder().key(key).value("v").build();
+            Snapshot::builder().set_description(said.map(str::to_owned)).tags(tag).build()
+        };
+        let own = description("s");
+        assert!(is_own(&snapshot(Some(&own), tags::STACK_TAG), "s"));
+        for (said, key) in [
+            (Some("This snapshot is created by the AWS Backup service."), tags::STACK_TAG),
+            (Some(""), tags::STACK_TAG),
+            (None, tags::STACK_TAG),
+            (Some(own.as_str()), "aws:backup:source-resource"),
+            (Some(own.as_str()), "aws:dlm:lifecycle-policy-id"),
+        ] {
+            assert!(!is_own(&snapshot(said, key), "s"), "{said:?} {key}");
+        }
+    }
 
     #[test]
     fn of_two_snapshots_of_a_volume_the_older_counts() {

@@ -15,6 +15,9 @@ pub(crate) const PORTS_TAG: &str = "rehost:ports";
 /// AWS alone may write tags that begin so; a source's tags may have been copied from an instance that has some.
 const RESERVED: &str = "aws:";
 
+/// What AWS Backup and Data Lifecycle Manager write on the snapshots and images that they make.
+const OF_OTHER_MAKERS: [&str; 2] = ["aws:backup:", "aws:dlm:"];
+
 /// The name of a resource in the console.
 const NAME: &str = "Name";
 
@@ -42,6 +45,12 @@ pub(crate) fn specification(kind: ResourceType, tags: &Tags) -> TagSpecification
 pub(crate) fn read(tags: &[Tag]) -> Tags {
     let pairs = tags.iter().filter_map(|tag| Some((tag.key()?.to_owned(), tag.value().unwrap_or_default().to_owned())));
     pairs.collect::<BTreeMap<_, _>>()
+}
+
+/// Whether AWS Backup or a lifecycle policy made this, and copied our tags: it is its owner's, and not ours to remove or wait for.
+pub(crate) fn are_of_another_maker(tags: &[Tag]) -> bool {
+    let by_other = |key: &str| OF_OTHER_MAKERS.iter().any(|prefix| key.starts_with(prefix));
+    tags.iter().filter_map(Tag::key).any(by_other)
 }
 
 /// Whatever has this tag.
@@ -74,6 +83,17 @@ mod tests {
         let all = complete(&tags, "rehost", &ClientToken::derive(&["t"]));
         let expected = [("a", "1"), (STACK_TAG, "rehost"), (TOKEN_TAG, "t")];
         assert_eq!(all, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
+    }
+
+    #[test]
+    fn copies_by_backups_and_lifecycle_policies_are_known_by_their_tags() {
+        let tags = |key: &str| [STACK_TAG, key].map(|key| Tag::builder().key(key).value("v").build());
+        for key in ["aws:backup:source-resource", "aws:dlm:lifecycle-policy-id"] {
+            assert!(are_of_another_maker(&tags(key)), "{key}");
+        }
+        for key in [TOKEN_TAG, "aws:cloudformation:stack-name", "my:aws:backup:x"] {
+            assert!(!are_of_another_maker(&tags(key)), "{key}");
+        }
     }
 
     #[test]

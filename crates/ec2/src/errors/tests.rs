@@ -155,7 +155,12 @@ fn a_missing_permission_is_named_without_the_encoded_message() {
     let message = format!("You are not authorized. {ENCODED}: {}", "x".repeat(4000));
     let error = failed("ec2:RunInstances", "r-1", &refusal("UnauthorizedOperation", &message));
     assert_eq!(error.kind, Denied);
-    assert!(error.message.ends_with("You are not authorized.; the role needs ec2:RunInstances"), "{error}");
+    assert!(error.message.contains("You are not authorized.; the role needs ec2:RunInstances for all"), "{error}");
+    for part in ["the launch template brings", "iam:PassRole", "TargetRoleArns"] {
+        assert!(error.message.contains(part), "{error}");
+    }
+    let error = failed("ec2:CreateVolume", "v-1", &refusal("UnauthorizedOperation", &message));
+    assert!(error.message.ends_with("You are not authorized.; the role needs ec2:CreateVolume"), "{error}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ async fn replication_servers_are_launched_as_the_settings_say() {
     let asked = world.seen.last("RunInstances");
     for (field, value) in [
         ("LaunchTemplate.LaunchTemplateId", world.config.staging_launch_template.as_str()),
-        ("LaunchTemplate.Version", "$Default"),
+        ("LaunchTemplate.Version", "$Latest"),
         ("InstanceType", "t3.small"),
         ("NetworkInterface.1.SubnetId", &world.config.staging_subnet),
         ("NetworkInterface.1.SecurityGroupId.1", &world.config.staging_security_group),
@@ -225,8 +225,10 @@ async fn a_conversion_goes_from_its_task_to_its_report() {
     assert_eq!(compute.start_conversion(&spec(&converting), &converting).await.unwrap(), server);
     let asked = world.seen.last("RunInstances");
     assert_eq!(asked["LaunchTemplate.LaunchTemplateId"], world.config.conversion_launch_template);
+    assert_eq!(asked["LaunchTemplate.Version"], "$Latest");
     assert_eq!(asked["SubnetId"], world.config.staging_subnet);
     assert!(user_data(&asked["UserData"]).contains("conversions/test-convert"));
+    assert!(!world.proxy.counts().contains_key("ec2:CreateSecurityGroup"));
     assert_eq!(world.objects.keys(), ["conversions/test-convert/spec.json"]);
     let task = world.objects.get("conversions/test-convert/spec.json").await.unwrap().unwrap();
     assert_eq!(serde_json::from_slice::<ConversionRequest>(&task).unwrap(), request);
@@ -256,6 +258,27 @@ async fn a_conversion_goes_from_its_task_to_its_report() {
         compute.delete_volume(volume).await.unwrap();
     }
     assert_eq!(world.left().await, []);
+}
+
+#[tokio::test]
+async fn a_conversion_server_in_another_network_gets_a_group_of_that() {
+    let world = World::new().await;
+    let compute = &world.compute;
+    let request = ConversionRequest::new(ConversionTarget::Ec2, BootMode::Uefi, Vec::new());
+    for name in ["far-0", "far-1"] {
+        let made = token(name);
+        let tags = world.tags("conversion", &made);
+        let subnet = world.far_subnet.clone();
+        let spec =
+            ConversionSpec { volumes: Vec::new(), request: request.clone(), staging_subnet_id: subnet.clone(), tags };
+        compute.start_conversion(&spec, &made).await.unwrap();
+        let asked = world.seen.last("RunInstances");
+        assert_eq!(asked["NetworkInterface.1.SubnetId"], subnet);
+        assert_ne!(asked["NetworkInterface.1.SecurityGroupId.1"], world.config.staging_security_group);
+        assert!(!asked.contains_key("SubnetId"));
+    }
+    assert_eq!(world.proxy.counts()["ec2:CreateSecurityGroup"], 1);
+    assert!(!world.proxy.counts().contains_key("ec2:AuthorizeSecurityGroupIngress"));
 }
 
 #[tokio::test]

@@ -137,6 +137,7 @@ async fn make(ec2: &Client) -> Made {
         ca_fingerprint: None,
         staging_subnet,
         staging_security_group: group.group_id().unwrap().to_owned(),
+        agent_cidr: "10.0.0.0/8".to_owned(),
         target_subnet,
         staging_launch_template: template(ec2, "staging", plain("t3.small").build()).await,
         conversion_launch_template: template(ec2, "conversion", terminates.build()).await,
