@@ -35,6 +35,9 @@ const OUTPUT_BYTES: usize = 4096;
 /// How often a running script is looked after.
 const TICK: Duration = Duration::from_millis(20);
 
+/// What a script wrote before its end is taken in by so many reads: a pipe holds a megabyte at most.
+const LAST_READS: usize = (1 << 20) / OUTPUT_BYTES;
+
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// An occasion for scripts.
@@ -243,15 +246,24 @@ impl Listener {
             let left = deadline.saturating_duration_since(Instant::now());
             self.listen(left.min(TICK));
             if let Some(status) = child.try_wait()? {
-                while self.listen(Duration::ZERO) {}
+                self.listen_to_the_rest();
                 return Ok(Some(status));
             }
             if left.is_zero() {
                 // The group still has its leader, which was not waited for: the number is nobody else's.
                 let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
                 child.wait()?;
-                while self.listen(Duration::ZERO) {}
+                self.listen_to_the_rest();
                 return Ok(None);
+            }
+        }
+    }
+
+    /// Takes in what is there when the script has ended. What it left behind may write on and on.
+    fn listen_to_the_rest(&mut self) {
+        for _ in 0..LAST_READS {
+            if !self.listen(Duration::ZERO) {
+                return;
             }
         }
     }

@@ -64,12 +64,10 @@ pub async fn uninstall(
         say("service stopped and removed");
     }
     match installed(&state) {
-        Ok((settings, identity)) => {
-            tell_control_plane(&settings, &identity, say).await;
-            forget_marks(&settings, say);
-        }
+        Ok((settings, identity)) => tell_control_plane(&settings, &identity, say).await,
         Err(error) => say(&format!("warning: the control plane is not told: {error}")),
     }
+    forget_marks(&state, say);
     StatusFile::new(&options.runtime_dir, &options.state_dir).remove();
     say_what_stays_fenced(&state, say);
     remove_state(&state)?;
@@ -81,9 +79,14 @@ pub async fn uninstall(
     Ok(())
 }
 
-/// Nothing goes on marking what is written.
-fn forget_marks(settings: &AgentSettings, say: &mut dyn FnMut(&str)) {
-    if let Err(error) = tracker::forget(&tracker_options(&settings.source_server_id)) {
+/// Nothing goes on marking what is written. The server's name is enough for that: its identity may be damaged.
+fn forget_marks(state: &StateDir, say: &mut dyn FnMut(&str)) {
+    let forgotten = match AgentSettings::load(state) {
+        Ok(Some(settings)) => tracker::forget(&tracker_options(&settings.source_server_id)).map_err(|e| e.to_string()),
+        Ok(None) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = forgotten {
         say(&format!("warning: marks of changes stay in the kernel's memory until the next boot: {error}"));
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use rehost_agent::tracker::{self, Pass, TrackedDisk, TrackerOptions};
+use rehost_agent::tracker::{self, DiskIdentity, Pass, TrackedDisk, TrackerOptions};
 use rehost_model::replication::TrackerKind;
 use rehost_protocol::Lineage;
 use tracker_bed::{Disk, MIB, Replica, Server, can_run, fio, run};
@@ -129,6 +129,25 @@ fn live_what_was_kept_for_another_size_or_granule_is_discarded() {
 }
 
 #[test]
+fn live_a_disk_that_is_attached_again_is_another_one() {
+    if !can_run() {
+        return;
+    }
+    let (disk, server) = (Disk::new(64 * MIB), Server::new());
+    let tracked = disk.tracked();
+    let before = DiskIdentity::at(&disk.path);
+    assert_eq!(DiskIdentity::at(&disk.path), before);
+    server.open(&tracked).tracker.unwrap().cover(&LINEAGE);
+    disk.attach_again();
+    if !before.is_counted {
+        println!("skipped: this kernel does not count its disks, and a loop device keeps its node");
+        return;
+    }
+    assert_ne!(DiskIdentity::at(&disk.path), before);
+    assert!(!server.open(&tracked).tracker.unwrap().covers(&LINEAGE));
+}
+
+#[test]
 fn live_what_is_forgotten_leaves_nothing() {
     if !can_run() {
         return;
@@ -142,6 +161,7 @@ fn live_what_is_forgotten_leaves_nothing() {
     tracker::forget_volume(&server.options, &first.volume).unwrap();
     let kept = server.options.bpffs.join("rehost").join(server.options.server.as_str());
     assert_eq!(kept.read_dir().unwrap().count(), 1);
+    assert_eq!(tracker::kept_volumes(&server.options), [second.volume.clone()]);
     drop(trackers);
     tracker::forget(&server.options).unwrap();
     assert_eq!(bpffs.read_dir().unwrap().count(), 0, "bpffs was unmounted");

@@ -1,14 +1,17 @@
 //! Holding the filesystems of the replicated disks still, for as long as it takes to read what changed last.
 //!
 //! A frozen filesystem has everything on its disk that belongs there, and nobody can write to it: a copy that is made
-//! meanwhile is clean. But a freeze belongs to nobody. It outlives the process that made it, and a server whose root filesystem
+//! meanwhile is whole. But a freeze belongs to nobody. It outlives the process that made it, and a server whose root filesystem
 //! stays frozen is dead. Hence the rules of this module:
 //!
 //! - **A watchdog first.** A process of its own ([`run_thaw_watchdog`]), started long before anything is frozen, holds
 //!   descriptors of all that is going to be. It thaws when the time limit is over, and at once when the agent is gone. It is told
 //!   of every freeze *before* it is made, so that there is no moment at which a freeze is known to nobody. Without a watchdog
 //!   nothing is frozen; one that died or hangs is replaced before the next freeze.
-//! - **Nothing in between.** From the first freeze to the last thaw nothing is allocated, logged, forked or written here.
+//! - **Little in between.** From the first freeze to the last thaw nothing is logged, forked or written, and this module allocates
+//!   nothing. Who works meanwhile on what is frozen does allocate a little: the marks that are collected become lists. An
+//!   allocation waits for a frozen filesystem only if memory is so short that the kernel must first write pages of it; then the
+//!   watchdog, which allocates nothing once it is armed, thaws when the time is over, and the freeze does not count.
 //! - **A second line.** A watchdog that is killed leaves the agent to thaw as ever, and the agent that is killed leaves the
 //!   watchdog. If both are killed at once, what is frozen is still named by a note in memory ([`Freezer::with_note_in`]), and
 //!   the next start of the agent thaws it; until then writers wait. The watchdog bears another name than the agent and
@@ -143,12 +146,12 @@ impl Freezer {
         Ok((self, thawed))
     }
 
-    /// Replaces the disks.
+    /// Replaces the disks. (The daemon makes another freezer instead; tests do not.)
     pub fn set_disks(&mut self, disks: &[PathBuf]) {
         self.disks = disks.to_vec();
     }
 
-    /// What would be frozen now, in this order, and what would be skipped.
+    /// What would be frozen now, in this order, and what would be skipped: for tests.
     ///
     /// # Errors
     /// [`FreezeError::Mounts`].
@@ -157,14 +160,14 @@ impl Freezer {
         Ok((filesystems, skipped))
     }
 
-    /// The watchdog's process, while it runs.
+    /// The watchdog's process, while it runs: for tests, and for the fault harness, which kills it.
     #[must_use]
     pub fn watchdog_process(&self) -> Option<u32> {
         self.watchdog.as_ref().map(Watchdog::process_id)
     }
 
     /// Whether the OOM killer passes the watchdog by. Where the agent lacks CAP_SYS_RESOURCE it may take agent and watchdog
-    /// at once, and the note is what is left.
+    /// at once, and the note is what is left. For tests.
     #[must_use]
     pub fn is_spared_by_oom_killer(&self) -> bool {
         self.watchdog.as_ref().is_some_and(Watchdog::is_spared)
@@ -284,7 +287,7 @@ pub struct Thawed {
 }
 
 impl Frozen<'_> {
-    /// How much of the limit is left.
+    /// How much of the limit is left: for tests.
     #[must_use]
     pub fn left(&self) -> Duration {
         self.limit.saturating_sub(self.blocked())

@@ -119,6 +119,16 @@ fn what_stays_in_the_background_with_the_output_open_is_not_waited_for() {
 }
 
 #[test]
+fn what_goes_on_writing_in_the_background_is_not_listened_to_for_ever() {
+    let hooks = Hooks::patient(Duration::from_secs(60));
+    // It ends when nobody has the other end of its output open any more.
+    hooks.script("pre-freeze.d/chatter", "while :; do echo again; done &");
+    hooks.set.run(Hook::PreFreeze).unwrap();
+    hooks.script("pre-freeze.d/chatter", "yes &\nexit 3");
+    assert!(matches!(hooks.set.run(Hook::PreFreeze), Err(HookError::Failed { .. })));
+}
+
+#[test]
 fn what_others_could_have_written_is_refused() {
     let hooks = Hooks::new();
     let script = hooks.script("pre-freeze.d/1", "exit 0");

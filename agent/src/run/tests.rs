@@ -245,6 +245,26 @@ async fn uninstalling_tells_the_control_plane_and_removes_the_state() {
     assert!(said.iter().any(|line| line.starts_with("warning: the control plane is not told")), "{said:?}");
 }
 
+/// Marks are named by the settings alone: a damaged certificate does not keep them, settings that are damaged do, and that is said.
+#[tokio::test]
+async fn what_is_damaged_is_uninstalled_all_the_same() {
+    let control = FakeControl::start().await;
+    for (damaged, marks_stay) in [("certificate.pem", false), ("agent.json", true)] {
+        let agent = Installed::with(&control);
+        let RunOptions { state_dir, runtime_dir, .. } = agent.options.clone();
+        std::fs::write(state_dir.join(damaged), "no more").unwrap();
+        let layout = service::tests::layout(agent.root.path(), "none");
+        let options = UninstallOptions { state_dir: state_dir.clone(), runtime_dir, no_service: true };
+        let mut said = Vec::new();
+        uninstall(&options, &layout, &mut |line| said.push(line.to_owned())).await.unwrap();
+        assert!(said.iter().any(|line| line.starts_with("warning: the control plane is not told")), "{said:?}");
+        // Who is not root may be refused to look whether there are any.
+        let is_said = said.iter().any(|line| line.contains("marks of changes stay"));
+        assert!(is_said == marks_stay || !rustix::process::geteuid().is_root(), "{said:?}");
+        assert!(!state_dir.exists());
+    }
+}
+
 #[tokio::test]
 async fn without_an_installation_there_is_nothing_to_run() {
     let root = tempfile::tempdir().unwrap();

@@ -15,18 +15,27 @@ use rehost_model::{VolumeId, replication::TrackerKind};
 use super::{
     config::DiskSource,
     control::Progress,
+    error::SyncError,
     freezing::Freeze,
     history::{History, milliseconds},
 };
-use crate::tracker::{self, DiskTracker, Opened, TrackedDisk, TrackerOptions};
+use crate::tracker::{self, DiskIdentity, DiskTracker, Opened, TrackedDisk, TrackerOptions};
 
 /// Gives trackers to disks.
 pub trait OpenTrackers: Send + Sync {
     /// The best tracker that the disk can have, with the marks that an earlier agent left.
     fn open(&self, disk: &TrackedDisk) -> Opened;
 
+    /// Which disk it is by now: an older tracker is of no use to another one.
+    fn identity(&self, disk: &TrackedDisk) -> DiskIdentity {
+        DiskIdentity::at(&disk.path)
+    }
+
     /// The disk is not replicated any more: nothing of it stays marked.
     fn forget(&self, volume: &VolumeId);
+
+    /// The volumes of which an earlier agent left something.
+    fn kept(&self) -> Vec<VolumeId>;
 }
 
 impl OpenTrackers for TrackerOptions {
@@ -39,6 +48,10 @@ impl OpenTrackers for TrackerOptions {
             tracing::warn!(%volume, %error, "marks of a disk that is not replicated any more stay in memory");
         }
     }
+
+    fn kept(&self) -> Vec<VolumeId> {
+        tracker::kept_volumes(self)
+    }
 }
 
 /// Shared by the engines that replicate a machine one after the other.
@@ -46,6 +59,9 @@ impl OpenTrackers for TrackerOptions {
 pub struct Machine {
     trackers: Option<Box<dyn OpenTrackers>>,
     tracked: Mutex<BTreeMap<VolumeId, Tracked>>,
+    /// Whether what earlier agents left was looked through. Held while trackers are opened, which takes time; nobody who holds
+    /// another lock of this takes it.
+    swept: Mutex<bool>,
     freezer: Mutex<Option<Box<dyn Freeze>>>,
     history: Mutex<History>,
 }
@@ -64,6 +80,8 @@ pub struct TrackerNote {
 /// A disk's tracker, and why it is that one.
 struct Tracked {
     disk: TrackedDisk,
+    /// As it was before the tracker was opened.
+    identity: DiskIdentity,
     note: TrackerNote,
     /// None while it is borrowed, or if there is none.
     tracker: Option<Box<dyn DiskTracker>>,
@@ -132,11 +150,15 @@ impl Machine {
         self.set_freezer(None);
     }
 
-    /// Borrows the trackers of these disks, and opens those that are missing or were made for another size. Disks that are
-    /// not replicated any more are not tracked any more.
+    /// Borrows the trackers of these disks, and opens those that are missing or were made for another size or another disk.
+    /// Disks that are not replicated any more are not tracked any more.
     pub(super) fn borrow(self: &Arc<Self>, disks: &[DiskSource]) -> Vec<Lease> {
-        let gone: Vec<VolumeId> =
-            self.entries().keys().filter(|volume| !disks.iter().any(|disk| disk.volume == **volume)).cloned().collect();
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_gone = |volume: &VolumeId| !disks.iter().any(|disk| disk.volume == *volume);
+        if !std::mem::replace(&mut *swept, true) {
+            self.sweep(is_gone);
+        }
+        let gone: Vec<VolumeId> = self.entries().keys().filter(|volume| is_gone(volume)).cloned().collect();
         for volume in gone {
             self.entries().remove(&volume);
             self.trackers.iter().for_each(|trackers| trackers.forget(&volume));
@@ -144,22 +166,50 @@ impl Machine {
         disks.iter().map(|disk| self.lease(disk)).collect()
     }
 
+    /// Volumes may have been replaced while no agent ran: nobody has forgotten them yet.
+    fn sweep(&self, is_gone: impl Fn(&VolumeId) -> bool) {
+        let Some(trackers) = &self.trackers else { return };
+        trackers.kept().iter().filter(|volume| is_gone(volume)).for_each(|volume| trackers.forget(volume));
+    }
+
+    /// A session ended by this error. If a disk was away, and the kernel does not count its disks, what comes back may be
+    /// another one with every sign of this one: its marks do not count.
+    pub(super) fn doubt(&self, error: &SyncError) {
+        let (SyncError::DiskVanished { path, .. } | SyncError::DiskResized { path, .. }) = error else { return };
+        for tracked in self.entries().values_mut() {
+            if tracked.disk.path == *path && !tracked.identity.is_counted {
+                tracked.identity = DiskIdentity::default();
+            }
+        }
+    }
+
     fn lease(self: &Arc<Self>, source: &DiskSource) -> Lease {
         let disk =
             TrackedDisk { path: source.path.clone(), volume: source.volume.clone(), size_bytes: source.size_bytes };
-        let mut entries = self.entries();
-        let known = entries.get(&disk.volume).is_some_and(|tracked| tracked.disk == disk);
+        let identity = self.trackers.as_ref().map(|trackers| trackers.identity(&disk)).unwrap_or_default();
+        let is_same = |tracked: &Tracked| tracked.disk == disk && tracked.identity == identity;
+        let known = self.entries().get(&disk.volume).is_some_and(is_same);
         if !known {
-            // The older one first: two trackers of a disk would take each other's marks.
-            entries.remove(&disk.volume);
-            let tracked = self.open(&disk);
-            entries.insert(disk.volume.clone(), tracked);
+            self.retire(&disk.volume, identity);
+            let tracked = self.open(&disk, identity);
+            self.entries().insert(disk.volume.clone(), tracked);
         }
-        let tracker = entries.get_mut(&disk.volume).and_then(|tracked| tracked.tracker.take());
+        let tracker = self.entries().get_mut(&disk.volume).and_then(|tracked| tracked.tracker.take());
         Lease { machine: self.clone(), disk, tracker }
     }
 
-    fn open(&self, disk: &TrackedDisk) -> Tracked {
+    /// Lets go of a tracker before another one is opened: two of a disk would take each other's marks. If the disk is not the
+    /// one that it was opened for, what it has pinned covers nothing any more.
+    fn retire(&self, volume: &VolumeId, now: DiskIdentity) {
+        let older = self.entries().remove(volume);
+        if let Some(Tracked { identity, tracker: Some(mut tracker), .. }) = older
+            && identity != now
+        {
+            tracker.uncover();
+        }
+    }
+
+    fn open(&self, disk: &TrackedDisk, identity: DiskIdentity) -> Tracked {
         let opened = match &self.trackers {
             Some(trackers) => trackers.open(disk),
             None => {
@@ -169,7 +219,7 @@ impl Machine {
         };
         let device = disk.path.display().to_string();
         let note = TrackerNote { device, kind: opened.kind, why: opened.why };
-        Tracked { disk: disk.clone(), note, tracker: opened.tracker }
+        Tracked { disk: disk.clone(), identity, note, tracker: opened.tracker }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Tracked>> {
@@ -204,5 +254,51 @@ impl Drop for Lease {
         {
             tracked.tracker = self.tracker.take();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rehost_protocol::DiskIndex;
+
+    /// An earlier agent left something of these; what is forgotten is noted.
+    struct Left {
+        volumes: Vec<VolumeId>,
+        forgotten: Arc<Mutex<Vec<VolumeId>>>,
+    }
+
+    impl OpenTrackers for Left {
+        fn open(&self, _disk: &TrackedDisk) -> Opened {
+            Opened { tracker: None, kind: TrackerKind::Rescan, why: Vec::new() }
+        }
+
+        fn forget(&self, volume: &VolumeId) {
+            self.forgotten.lock().unwrap().push(volume.clone());
+        }
+
+        fn kept(&self) -> Vec<VolumeId> {
+            self.volumes.clone()
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_volumes_that_were_replaced_is_forgotten_once() {
+        let volumes: Vec<VolumeId> = (0..2).map(|_| VolumeId::generate()).collect();
+        let forgotten = Arc::new(Mutex::new(Vec::new()));
+        let left = Left { volumes: volumes.clone(), forgotten: forgotten.clone() };
+        let machine = Machine::tracked(Box::new(left));
+        let source = |volume: &VolumeId| DiskSource {
+            index: DiskIndex(0),
+            path: "/nonexistent".into(),
+            volume: volume.clone(),
+            size_bytes: 4096,
+        };
+        for _ in 0..2 {
+            assert_eq!(machine.borrow(&[source(&volumes[0])]).len(), 1);
+            assert_eq!(*forgotten.lock().unwrap(), volumes[1..]);
+        }
+        machine.borrow(&[]);
+        assert_eq!(*forgotten.lock().unwrap(), [volumes[1].clone(), volumes[0].clone()]);
     }
 }

@@ -60,7 +60,8 @@ impl SyncSession {
         progressed: &mut bool,
     ) -> Result<SyncEnd, SyncError> {
         control.board.set_phase(AgentPhase::Connecting);
-        let sources = config.disks.iter().map(Source::open).collect::<Result<Vec<_>, _>>()?;
+        let sources = config.disks.iter().map(Source::open).collect::<Result<Vec<_>, _>>();
+        let sources = sources.inspect_err(|error| config.machine.doubt(error))?;
         // Before the replicator says what it has: from then on nothing is missed.
         let leases = config.machine.borrow(&config.disks);
         control.board.set_machine(&config.machine);
@@ -70,6 +71,9 @@ impl SyncSession {
         control.board.begin(&known);
         let ledger = Ledger::new(control, connection.welcome.window.0);
         let halt = connection.replicate(disks, &config.machine, &ledger, control);
+        if let Some(Halt::Failed(error)) = &halt {
+            config.machine.doubt(error);
+        }
         let closing = ledger.into_result();
         *progressed = closing.acknowledged;
         match (halt, closing.error) {

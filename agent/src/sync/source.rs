@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     sys::batch_read::{BatchReader, Part},
-    tracker::ByteRange,
+    tracker::{ByteRange, DiskIdentity},
 };
 
 /// How much of a disk one digest request covers, where there is data.
@@ -34,6 +34,8 @@ const DATA_PIECE: u64 = 16 << 20;
 pub(super) struct Source {
     disk: DiskSource,
     file: File,
+    /// Which one it was when it was opened.
+    identity: DiskIdentity,
     /// Past the page cache, for a device: what is read once should not displace what the server needs.
     direct: bool,
     has_holes: bool,
@@ -83,7 +85,8 @@ impl Source {
         let has_holes = !metadata.file_type().is_block_device();
         // Through the page cache a batch would wait for each of its reads all the same.
         let batches = if direct { BatchReader::new(MOST_READS).ok() } else { None };
-        let source = Self { disk: disk.clone(), file, direct, has_holes, batches };
+        let identity = DiskIdentity::of(&metadata);
+        let source = Self { disk: disk.clone(), file, identity, direct, has_holes, batches };
         source.check()?;
         Ok(source)
     }
@@ -102,13 +105,13 @@ impl Source {
         self.disk.size_bytes
     }
 
-    /// Whether the path still leads to this disk, and the disk still has its size.
+    /// Whether the path still leads to this disk, which was not detached meanwhile, and the disk still has its size.
     pub(super) fn check(&self) -> Result<(), SyncError> {
         let path = &self.disk.path;
         let vanished = |e: io::Error| SyncError::vanished(path, e);
         let there = std::fs::metadata(path).map_err(vanished)?;
         let here = self.file.metadata().map_err(vanished)?;
-        if identity(&there) != identity(&here) {
+        if identity(&there) != identity(&here) || DiskIdentity::of(&there) != self.identity {
             return Err(SyncError::vanished(path, "something else is in its place"));
         }
         self.check_size()

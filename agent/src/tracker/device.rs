@@ -15,8 +15,7 @@ use crate::system::{number, text};
 pub(super) struct BlockDevice {
     pub(super) major: u32,
     pub(super) minor: u32,
-    /// Differs between any two disks that ever had this number since the start of the kernel; 0 where the kernel (before
-    /// 5.15) has no such number.
+    /// As in [`DiskIdentity`].
     pub(super) sequence: u64,
     /// Whether the disk has a request queue; otherwise its driver takes bios as they come.
     pub(super) has_requests: bool,
@@ -24,6 +23,36 @@ pub(super) struct BlockDevice {
     pub(super) discards_many: bool,
     /// Its directory in sysfs.
     directory: PathBuf,
+}
+
+/// Which disk a path leads to. A disk that was detached and attached again is another one: nobody has marked what was done to
+/// it meanwhile.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskIdentity {
+    /// Its device number; 0 for what is no block device.
+    pub number: u64,
+    /// Differs between any two disks that ever had this number since the start of the kernel.
+    pub sequence: u64,
+    /// The kernel itself counts its disks. Before 5.15 it does not, and the inode of the device's node is the sequence: devtmpfs
+    /// makes a new one for every disk that comes; a directory of nodes that somebody else made does not.
+    pub is_counted: bool,
+}
+
+impl DiskIdentity {
+    /// Of the disk at this path. All that is no block device, or is not there, is the same.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        fs::metadata(path).map(|found| Self::of(&found)).unwrap_or_default()
+    }
+
+    /// Of a block device's node.
+    pub(crate) fn of(node: &fs::Metadata) -> Self {
+        if !node.file_type().is_block_device() {
+            return Self::default();
+        }
+        let counted = number(in_sysfs(node).join("diskseq"));
+        Self { number: node.rdev(), sequence: counted.unwrap_or(node.ino()), is_counted: counted.is_some() }
+    }
 }
 
 /// Why a path is no disk that can be tracked.
@@ -49,14 +78,14 @@ impl BlockDevice {
             return Err(NotADisk::NoBlockDevice(name));
         }
         let (major, minor) = (major(metadata.rdev()), minor(metadata.rdev()));
-        let directory = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        let directory = in_sysfs(&metadata);
         if directory.join("partition").exists() {
             return Err(NotADisk::Partition(name));
         }
         if !directory.exists() {
             return Err(NotADisk::NotInSysfs(name));
         }
-        let sequence = number(directory.join("diskseq")).unwrap_or(0);
+        let sequence = DiskIdentity::of(&metadata).sequence;
         let has_requests = has_requests(&directory);
         let discards_many = number(directory.join("queue/max_discard_segments")).is_some_and(|most| most > 1);
         Ok(Self { major, minor, sequence, has_requests, discards_many, directory })
@@ -67,6 +96,11 @@ impl BlockDevice {
         let counts = text(self.directory.join("inflight")).unwrap_or_default();
         counts.split_whitespace().filter_map(|count| count.parse::<u64>().ok()).sum()
     }
+}
+
+/// The directory of a block device, given by its node.
+fn in_sysfs(node: &fs::Metadata) -> PathBuf {
+    PathBuf::from(format!("/sys/dev/block/{}:{}", major(node.rdev()), minor(node.rdev())))
 }
 
 /// Before 5.0 there were request queues without `mq`; those let choose a scheduler.
@@ -85,5 +119,7 @@ mod tests {
         assert!(matches!(missing, NotADisk::Missing { .. }));
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(BlockDevice::at(file.path()), Err(NotADisk::NoBlockDevice(_))));
+        assert_eq!(DiskIdentity::at(file.path()), DiskIdentity::default());
+        assert_eq!(DiskIdentity::at(Path::new("/nonexistent")), DiskIdentity::default());
     }
 }

@@ -147,15 +147,25 @@ impl EbpfTracker {
 
     /// Fails if an event may have passed unseen since this was asked last.
     fn check(&self) -> Result<(), MarksLost> {
-        let lost = self.meta.lost_bios();
+        let misses = self.attached.iter().map(|attached| bpf::recursion_misses(attached.program.as_fd()));
+        let misses = misses.collect::<io::Result<Vec<u64>>>();
+        let misses = misses.map_err(|e| self.lost(format!("the program cannot be asked: {e}")))?;
+        let lost_bios = self.meta.lost_bios();
+        let verdict = self.judge(lost_bios, &misses);
+        // Last: an agent that is killed in between must not leave as seen what nobody has acted on.
+        self.meta.see(lost_bios, &misses);
+        verdict
+    }
+
+    /// What these counts say; if they say that marks may be missing, nothing is covered from now on.
+    fn judge(&self, lost_bios: u64, misses: &[u64]) -> Result<(), MarksLost> {
+        let lost = self.meta.grown_losses(lost_bios);
         if lost > 0 {
             return Err(self.lost(format!("{lost} writes were too many to be followed")));
         }
         let mut seen = HashMap::new();
-        for (index, Attached { hook, program, .. }) in self.attached.iter().enumerate() {
-            let misses = bpf::recursion_misses(program.as_fd());
-            let misses = misses.map_err(|e| self.lost(format!("the program cannot be asked: {e}")))?;
-            *seen.entry(hook.name()).or_insert(false) |= self.meta.grown_misses(index, misses) == 0;
+        for (index, (Attached { hook, .. }, misses)) in self.attached.iter().zip(misses).enumerate() {
+            *seen.entry(hook.name()).or_insert(false) |= self.meta.grown_misses(index, *misses) == 0;
         }
         // What is not noted when it is issued is still marked when it is complete.
         seen.remove(Hook::Issue.name());

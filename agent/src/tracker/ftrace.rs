@@ -164,6 +164,12 @@ pub(super) fn forget(options: &TrackerOptions) {
     TRACEFS.release(Path::new(TRACING));
 }
 
+/// The disks of this server of which an agent that was killed left something.
+pub(super) fn volumes(options: &TrackerOptions) -> Vec<rehost_model::VolumeId> {
+    let volume = |name: &String| name.strip_prefix(&prefix(options))?.parse().ok();
+    names(tracing().join("instances")).iter().filter_map(volume).collect()
+}
+
 /// Removes what an agent that was killed left of one disk.
 pub(super) fn forget_volume(options: &TrackerOptions, volume: &rehost_model::VolumeId) {
     let name = format!("{}{}", prefix(options), volume.as_str());

@@ -7,9 +7,12 @@
 //! The version is written last and says that the tracker was set up whole; `covers` is cleared before the lineage changes and
 //! set after. The programs write nothing but `lost`.
 
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
+use std::{
+    ops::Deref,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+    },
 };
 
 use rehost_protocol::Lineage;
@@ -33,12 +36,12 @@ const LOST: usize = 8;
 const LOST_SEEN: usize = 9;
 const MISSES: usize = 16;
 
-/// The page.
+/// The page, in memory `M`.
 #[derive(Debug)]
-pub(super) struct Meta(SharedWords);
+pub(super) struct Meta<M = SharedWords>(M);
 
-impl Meta {
-    pub(super) fn new(words: SharedWords) -> Self {
+impl<M: Deref<Target = [AtomicU64]>> Meta<M> {
+    pub(super) fn new(words: M) -> Self {
         Self(words)
     }
 
@@ -73,19 +76,27 @@ impl Meta {
         self.store(COVERS, 0);
     }
 
-    /// How many bios could not be noted since this was asked last.
+    /// How many bios could not be noted, ever.
     pub(super) fn lost_bios(&self) -> u64 {
-        let lost = self.load(LOST);
-        let seen = self.load(LOST_SEEN);
-        self.store(LOST_SEEN, lost);
-        lost.wrapping_sub(seen)
+        self.load(LOST)
     }
 
-    /// Remembers the misses of a program; returns by how many they grew.
+    /// By how much that had grown when it was `lost`, since it was [seen](Self::see).
+    pub(super) fn grown_losses(&self, lost: u64) -> u64 {
+        lost.wrapping_sub(self.load(LOST_SEEN))
+    }
+
+    /// By how much the misses of a program have grown since they were [seen](Self::see).
     pub(super) fn grown_misses(&self, program: usize, misses: u64) -> u64 {
-        let before = self.load(MISSES + program);
-        self.store(MISSES + program, misses);
-        misses.saturating_sub(before)
+        misses.saturating_sub(self.load(MISSES + program))
+    }
+
+    /// What these counts mean was judged, and acted on: whoever is killed before this leaves them to be judged again.
+    pub(super) fn see(&self, lost_bios: u64, misses: &[u64]) {
+        self.store(LOST_SEEN, lost_bios);
+        for (program, misses) in misses.iter().enumerate() {
+            self.store(MISSES + program, *misses);
+        }
     }
 
     fn load(&self, word: usize) -> u64 {
@@ -111,4 +122,39 @@ fn identity(device: &BlockDevice, geometry: Geometry) -> [u64; 4] {
 fn halves(lineage: &Lineage) -> [u64; 2] {
     let [low, high] = [0, 64].map(|shift| u128::from_le_bytes(lineage.0) >> shift & u128::from(u64::MAX));
     [low, high].map(|half| u64::try_from(half).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page() -> Meta<Box<[AtomicU64]>> {
+        Meta::new((0..META_BYTES / 8).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[test]
+    fn what_has_grown_stays_so_until_it_is_seen() {
+        let page = page();
+        page.store(LOST, 3);
+        for _ in 0..2 {
+            assert_eq!((page.grown_losses(page.lost_bios()), page.grown_misses(1, 7)), (3, 7));
+        }
+        page.see(3, &[0, 7]);
+        assert_eq!((page.grown_losses(page.lost_bios()), page.grown_misses(1, 7)), (0, 0));
+        // What comes after it was read is new.
+        page.store(LOST, 4);
+        assert_eq!((page.grown_losses(page.lost_bios()), page.grown_misses(1, 9)), (1, 2));
+    }
+
+    #[test]
+    fn one_lineage_is_covered_at_a_time() {
+        let page = page();
+        let [one, other] = [[1; 16], [2; 16]].map(Lineage);
+        assert!(!page.covers(&one) && !page.covers(&Lineage::default()));
+        page.cover(&one);
+        page.cover(&other);
+        assert!(page.covers(&other) && !page.covers(&one));
+        page.uncover();
+        assert!(!page.covers(&other));
+    }
 }

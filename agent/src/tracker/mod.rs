@@ -32,7 +32,8 @@ use std::path::PathBuf;
 use rehost_model::{ServerId, VolumeId, replication::TrackerKind};
 use rehost_protocol::Lineage;
 
-pub use open::{Opened, forget, forget_volume, open, open_at_best};
+pub use device::DiskIdentity;
+pub use open::{Opened, forget, forget_volume, kept_volumes, open, open_at_best};
 
 /// A disk that is to be tracked.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -74,6 +74,13 @@ pub fn forget_volume(options: &TrackerOptions, volume: &VolumeId) -> io::Result<
     pins::remove(&pins::of_volume(options, volume), &options.bpffs)
 }
 
+/// The volumes of this server of which an agent has left something: those of now, and those of disks that were given
+/// another volume while no agent ran.
+#[must_use]
+pub fn kept_volumes(options: &TrackerOptions) -> Vec<VolumeId> {
+    pins::volumes(options).into_iter().chain(ftrace::volumes(options)).collect()
+}
+
 fn best(
     disk: &TrackedDisk,
     device: &BlockDevice,

@@ -8,6 +8,7 @@ use std::{
 use rehost_model::VolumeId;
 
 use super::{TrackerOptions, mounts::BPFFS};
+use crate::system::names;
 
 /// The directory of all disks of a server.
 pub(super) fn of_server(options: &TrackerOptions) -> PathBuf {
@@ -17,6 +18,11 @@ pub(super) fn of_server(options: &TrackerOptions) -> PathBuf {
 /// The directory of one disk.
 pub(super) fn of_volume(options: &TrackerOptions, volume: &VolumeId) -> PathBuf {
     of_server(options).join(volume.as_str())
+}
+
+/// The disks of a server that have a directory.
+pub(super) fn volumes(options: &TrackerOptions) -> Vec<VolumeId> {
+    names(of_server(options)).iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 /// Removes a directory of pins, then what is empty above it, and bpffs if nobody else has a use for it. Nothing stays
@@ -38,4 +44,21 @@ pub(super) fn remove(directory: &Path, bpffs: &Path) -> io::Result<()> {
         BPFFS.release(bpffs);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_server_is_found_by_its_names() {
+        let root = tempfile::tempdir().unwrap();
+        let server = rehost_model::ServerId::generate();
+        let options = TrackerOptions { server, bpffs: root.path().to_owned(), map_bytes: 4096 };
+        assert_eq!(volumes(&options), []);
+        let volume = VolumeId::generate();
+        fs::create_dir_all(of_volume(&options, &volume)).unwrap();
+        fs::create_dir(of_server(&options).join("of-somebody-else")).unwrap();
+        assert_eq!(volumes(&options), [volume]);
+    }
 }

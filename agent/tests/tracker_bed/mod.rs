@@ -84,6 +84,18 @@ impl Disk {
         Self { path, size, directory, zram: None }
     }
 
+    /// Detaches a loop device, and attaches it under the same name as soon as nobody else has that.
+    pub(crate) fn attach_again(&self) {
+        run(Command::new("losetup").arg("-d").arg(&self.path));
+        let mut attach = Command::new("losetup");
+        attach.arg("--direct-io=on").arg(&self.path).arg(self.directory.path().join("disk.img"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !attach.status().unwrap().success() {
+            assert!(Instant::now() < deadline, "{} stays in use", self.path.display());
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// A disk without request queue; none where there is no such driver.
     pub(crate) fn without_requests(size: u64) -> Option<Self> {
         let number = fs::read_to_string(Path::new(ZRAM).join("hot_add")).ok()?.trim().to_owned();

@@ -14,7 +14,7 @@ use rehost_protocol::Lineage;
 
 use crate::{
     sync::{Freeze, FreezeLimits, NotFrozen, OpenTrackers, Thawed},
-    tracker::{ByteRange, DiskTracker, MarksLost, Opened, Pass, TrackedDisk},
+    tracker::{ByteRange, DiskIdentity, DiskTracker, MarksLost, Opened, Pass, TrackedDisk},
 };
 
 /// A disk whose writes are marked, as the kernel would: survives agents, not "reboots".
@@ -23,6 +23,7 @@ pub(super) struct FakeDisk {
     pub(super) path: PathBuf,
     granule: u64,
     marks: Mutex<Marks>,
+    identity: Mutex<DiskIdentity>,
     /// Held for reading by who writes, for writing by who freezes.
     gate: RwLock<()>,
 }
@@ -44,7 +45,8 @@ impl FakeDisk {
     pub(super) fn new(path: &Path, granule: u64) -> Arc<Self> {
         let file = File::options().read(true).write(true).open(path).unwrap();
         let (marks, gate) = (Mutex::default(), RwLock::default());
-        Arc::new(Self { file, path: path.to_owned(), granule, marks, gate })
+        let identity = Mutex::new(DiskIdentity { number: 7, sequence: 1, is_counted: true });
+        Arc::new(Self { file, path: path.to_owned(), granule, marks, identity, gate })
     }
 
     /// Writes; the mark comes with the completion.
@@ -63,6 +65,16 @@ impl FakeDisk {
     pub(super) fn reboot(&self) {
         let mut marks = self.marks();
         *marks = Marks { opened: marks.opened, ..Marks::default() };
+    }
+
+    /// It was away, and nobody marked what was done to it meanwhile.
+    pub(super) fn attach_again(&self) {
+        self.identity.lock().unwrap().sequence += 1;
+    }
+
+    /// The kernel is one that does not count its disks.
+    pub(super) fn do_not_count(&self) {
+        self.identity.lock().unwrap().is_counted = false;
     }
 
     pub(super) fn lose_marks(&self) {
@@ -103,7 +115,16 @@ impl OpenTrackers for FakeTrackers {
         Opened { tracker: Some(Box::new(FakeTracker(fake.clone()))), kind: TrackerKind::Ebpf, why: Vec::new() }
     }
 
+    fn identity(&self, disk: &TrackedDisk) -> DiskIdentity {
+        let fake = self.0.iter().find(|fake| fake.path == disk.path);
+        fake.map(|fake| *fake.identity.lock().unwrap()).unwrap_or_default()
+    }
+
     fn forget(&self, _volume: &VolumeId) {}
+
+    fn kept(&self) -> Vec<VolumeId> {
+        Vec::new()
+    }
 }
 
 struct FakeTracker(Arc<FakeDisk>);

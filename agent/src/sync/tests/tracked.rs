@@ -17,11 +17,11 @@ use rehost_model::{
 use rehost_protocol::{ByteCount, DiskIndex};
 
 use super::{
-    bed::{Agent, Bed, MIB, Random, assert_same_bytes, wait_for},
+    bed::{Agent, Bed, MIB, Random, assert_same_bytes, failure, wait_for},
     fake::{FakeDisk, FakeFreezer, FakeTrackers},
     forwarder::Forwarder,
 };
-use crate::sync::{DiskSource, Machine, Progress, SyncConfig};
+use crate::sync::{DiskSource, Machine, Progress, SyncConfig, SyncError};
 
 /// A bed whose disk is tracked.
 fn tracked(size: u64, granule: u64) -> (Bed, Arc<FakeDisk>) {
@@ -170,6 +170,41 @@ fn lost_marks_are_made_up_for_by_digests() {
     assert_eq!(received(&bed) - before, 4096);
     assert_eq!(progress.disks[0].rescanned_storage_bytes, bed.size);
     assert_eq!(progress.consistency, Some(Consistency::Quiescent));
+}
+
+/// Its marks, which would do for the disk that it was, do not for what it has become elsewhere.
+#[test]
+fn a_disk_that_was_attached_again_is_compared() {
+    let mut random = Random::new();
+    let (bed, disk) = tracked(16 * MIB, 4096);
+    disk.write(0, &random.bytes(10 * MIB));
+    reach(&bed, 1);
+    let before = received(&bed);
+    bed.write(5 * MIB, b"unmarked");
+    disk.attach_again();
+    let progress = reach(&bed, 2);
+    assert_eq!(received(&bed) - before, 4096);
+    assert_eq!(progress.disks[0].rescanned_storage_bytes, bed.size);
+    assert_eq!(disk.times_opened(), 2);
+    assert_eq!(reach(&bed, 3).disks[0].rescanned_storage_bytes, 0);
+}
+
+#[test]
+fn a_disk_that_vanished_is_compared_unless_the_kernel_knows_it_again() {
+    for (counted, compared) in [(true, 0), (false, 16 * MIB)] {
+        let mut random = Random::new();
+        let (bed, disk) = tracked(16 * MIB, 4096);
+        if !counted {
+            disk.do_not_count();
+        }
+        disk.write(0, &random.bytes(10 * MIB));
+        reach(&bed, 1);
+        let away = bed.directory.path().join("away.img");
+        std::fs::rename(bed.source(), &away).unwrap();
+        assert!(matches!(failure(&bed.config()), SyncError::DiskVanished { .. }));
+        std::fs::rename(&away, bed.source()).unwrap();
+        assert_eq!(reach(&bed, 2).disks[0].rescanned_storage_bytes, compared, "counted: {counted}");
+    }
 }
 
 #[test]
