@@ -11,6 +11,7 @@
 mod breaker;
 mod chores;
 mod flight;
+mod refusals;
 mod source;
 mod table;
 mod world;

@@ -19,7 +19,7 @@ use rehost_model::link::{
 use rehost_model::replication::Consistency;
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::server::SourceProperties;
-use rehost_model::{Epoch, ExecutionId, Job, LifeCycleState, ReplicatorId, ServerId, SourceServer};
+use rehost_model::{Epoch, ExecutionId, Job, JobId, LifeCycleState, ReplicatorId, ServerId, SourceServer};
 use rehost_tests::aws::{Failure, Fault};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -152,7 +152,11 @@ impl Source {
         ledger::entries(&self.ports, &self.id).await.unwrap().len()
     }
 
-    async fn poll(&mut self) {
+    pub(crate) async fn job(&self, id: &JobId) -> Job {
+        self.item(Kind::Job, id.as_str()).await
+    }
+
+    pub(crate) async fn poll(&mut self) {
         self.poll_agent().await;
         self.poll_replicator().await;
     }
@@ -251,7 +255,7 @@ impl Source {
     }
 
     /// One invocation of a step, as its state machine makes it: what is retryable is repeated. The calls fail as planned.
-    async fn invoke(&mut self, step: &str, state: &Value) -> Result<Value, StepError> {
+    pub(crate) async fn invoke(&mut self, step: &str, state: &Value) -> Result<Value, StepError> {
         self.way.invocations.push((step.to_owned(), state.clone()));
         if !self.struck {
             self.plant();
@@ -300,7 +304,7 @@ impl Source {
         (answer, met)
     }
 
-    async fn drive(&mut self, step: &str, mut state: Value) -> Result<Value, StepError> {
+    pub(crate) async fn drive(&mut self, step: &str, mut state: Value) -> Result<Value, StepError> {
         for _ in 0..400 {
             state = self.invoke(step, &state).await?;
             if state["status"] != "IN_PROGRESS" {
@@ -315,16 +319,21 @@ impl Source {
         panic!("{step} does not come to an end: {state} {:#?}", self.server().await.data_replication_info);
     }
 
-    async fn snapshot(&mut self, mut state: Value) -> Value {
+    async fn snapshot(&mut self, mut state: Value) -> Result<Value, StepError> {
         for _ in 0..10 {
             let told = self.checkpoint(&state).await;
             assert_eq!(told["status"], "DONE", "{told}");
-            state = self.drive("snapshot", state).await.unwrap_or_else(|e| panic!("snapshot: {e}"));
+            state = self.drive("snapshot", state).await?;
             if state["status"] != "AGAIN" {
-                return state;
+                return Ok(state);
             }
         }
         panic!("no snapshot comes about: {state}");
+    }
+
+    /// One step of a chain, to its end.
+    pub(crate) async fn try_step(&mut self, step: &str, state: Value) -> Result<Value, StepError> {
+        if step == "checkpoint and snapshot" { self.snapshot(state).await } else { self.drive(step, state).await }
     }
 
     /// Waits for a checkpoint as the state machine does, by token.
@@ -348,11 +357,13 @@ impl Source {
 
     async fn chain(&mut self, names: &[&str], mut state: Value) {
         for step in names {
-            state = match *step {
-                "checkpoint and snapshot" => self.snapshot(state).await,
-                _ => self.drive(step, state).await.unwrap_or_else(|e| panic!("{step}: {e}")),
-            };
+            state = self.try_step(step, state).await.unwrap_or_else(|e| panic!("{step}: {e}"));
         }
+    }
+
+    /// The input of its first migration.
+    pub(crate) fn migration(&self) -> Value {
+        json!({"execution": format!("migrate-{}-1", self.id), "sourceServerID": self.id, "replicate": true})
     }
 
     pub(crate) async fn replicate(&mut self) {
@@ -360,12 +371,12 @@ impl Source {
         self.invoke("on-event", &registered).await.unwrap();
         let execution = ExecutionId(format!("migrate-{}-1", self.id));
         assert_eq!(self.ports.workflows.status(&execution).await.unwrap(), Some(ExecutionStatus::Running));
-        let input = json!({"execution": execution, "sourceServerID": self.id, "replicate": true});
+        let input = self.migration();
         let names = ["register", "provision", "replication-status", "checkpoint and snapshot", "ready-for-test"];
         self.chain(&names, input).await;
     }
 
-    async fn launch(&mut self, initiated_by: InitiatedBy) {
+    pub(crate) async fn launch(&mut self, initiated_by: InitiatedBy) {
         let servers = std::slice::from_ref(&self.id);
         let (started, step) = match initiated_by {
             InitiatedBy::StartCutover => {

@@ -60,6 +60,7 @@ impl World {
         let cloud = Arc::new(Cloud {
             wire,
             told: Mutex::default(),
+            refused: Mutex::default(),
             instance_types: Mutex::default(),
             replicators: tokio::sync::Mutex::default(),
         });
@@ -81,6 +82,7 @@ impl World {
         self.proxy.faults().clear();
         self.breaker.set(None);
         *self.cloud.told.lock().unwrap() = Told::default();
+        self.cloud.refuse(None);
         self.cloud.replicators.lock().await.clear();
         let moto = Arc::clone(&self.moto);
         let make = move || {
@@ -173,12 +175,21 @@ struct Told {
     tokens: usize,
 }
 
+/// What is answered in place of what moto would.
+pub(crate) struct Refusal {
+    pub(crate) action: &'static str,
+    /// Which calls of it.
+    pub(crate) of: fn(&Call) -> bool,
+    pub(crate) answer: Answer,
+}
+
 /// What a replication server shows for itself; to be held while it asks.
 pub(crate) type Replicator = Arc<tokio::sync::Mutex<CertificateIdentity>>;
 
 pub(crate) struct Cloud {
     wire: Wire,
     told: Mutex<Told>,
+    refused: Mutex<Option<Refusal>>,
     /// What moto answers always alike, and never quickly: by the question.
     instance_types: Mutex<BTreeMap<Vec<u8>, Answer>>,
     /// The replication servers that have enrolled.
@@ -205,8 +216,18 @@ impl Cloud {
         self.told.lock().unwrap().reported.get(execution).cloned()
     }
 
+    /// From now on these calls are answered so, until something else is said.
+    pub(crate) fn refuse(&self, refusal: Option<Refusal>) {
+        *self.refused.lock().unwrap() = refusal;
+    }
+
     /// What is not for moto.
     pub(crate) fn answer(&self, call: &Call) -> Option<Answer> {
+        let refused = self.refused.lock().unwrap();
+        if let Some(refusal) = refused.as_ref().filter(|refusal| refusal.action == call.action && (refusal.of)(call)) {
+            return Some(refusal.answer.clone());
+        }
+        drop(refused);
         if call.action == INSTANCE_TYPES {
             return self.instance_types.lock().unwrap().get(call.body.as_ref()).cloned();
         }
