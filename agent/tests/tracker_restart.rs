@@ -161,7 +161,7 @@ fn live_what_is_forgotten_leaves_nothing() {
     tracker::forget_volume(&server.options, &first.volume).unwrap();
     let kept = server.options.bpffs.join("rehost").join(server.options.server.as_str());
     assert_eq!(kept.read_dir().unwrap().count(), 1);
-    assert_eq!(tracker::kept_volumes(&server.options), [second.volume.clone()]);
+    assert_eq!(tracker::kept_volumes(&server.options), std::slice::from_ref(&second.volume));
     drop(trackers);
     tracker::forget(&server.options).unwrap();
     assert_eq!(bpffs.read_dir().unwrap().count(), 0, "bpffs was unmounted");

@@ -1,20 +1,19 @@
 //! The listening side: a thread for every connection, few of them for strangers.
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use super::{registry::Registry, session};
 
-/// Connections that have not proved who they are, all together.
-const MOST_STRANGERS: usize = 32;
+/// Connections that have not proved who they are, all together and from one address: whoever only holds them keeps no others out.
+const MOST_STRANGERS: usize = 128;
+const MOST_OF_ONE_ADDRESS: usize = 16;
 /// Failed handshakes are logged at most this often: anybody can cause them.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -52,7 +51,7 @@ fn admit(socket: TcpStream, peer: SocketAddr, door: &Arc<Door>, registry: &Arc<R
 /// Counts strangers, and holds back the log.
 #[derive(Default)]
 pub(super) struct Door {
-    strangers: AtomicUsize,
+    strangers: Mutex<BTreeMap<IpAddr, usize>>,
     log: Mutex<(Option<Instant>, u64)>,
 }
 
@@ -78,10 +77,16 @@ pub(super) struct Stranger {
 
 impl Stranger {
     fn enter(door: &Arc<Door>, peer: SocketAddr) -> Option<Self> {
-        let stranger = Self { door: door.clone(), peer };
-        // Counted first: a refused one gives its place back as it is dropped.
-        let before = door.strangers.fetch_add(1, Ordering::AcqRel);
-        (before < MOST_STRANGERS).then_some(stranger)
+        let mut strangers = door.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.values().sum::<usize>() >= MOST_STRANGERS {
+            return None;
+        }
+        let of_one = strangers.entry(peer.ip()).or_default();
+        if *of_one >= MOST_OF_ONE_ADDRESS {
+            return None;
+        }
+        *of_one += 1;
+        Some(Self { door: door.clone(), peer })
     }
 
     /// Where it comes from.
@@ -97,6 +102,33 @@ impl Stranger {
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        self.door.strangers.fetch_sub(1, Ordering::AcqRel);
+        let mut strangers = self.door.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_one) = strangers.get_mut(&self.peer.ip()) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                strangers.remove(&self.peer.ip());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_address_keeps_no_others_out() {
+        let door = Arc::new(Door::default());
+        let at = |host: u8| SocketAddr::from(([192, 0, 2, host], 1));
+        let mut held: Vec<Stranger> = (0..64).filter_map(|_| Stranger::enter(&door, at(1))).collect();
+        assert_eq!(held.len(), MOST_OF_ONE_ADDRESS);
+        for host in 2..=8 {
+            held.extend((0..64).filter_map(|_| Stranger::enter(&door, at(host))));
+        }
+        assert_eq!(held.len(), MOST_STRANGERS);
+        assert!(Stranger::enter(&door, at(9)).is_none());
+        held.clear();
+        assert!(Stranger::enter(&door, at(9)).is_some());
+        assert!(door.strangers.lock().unwrap().is_empty());
     }
 }

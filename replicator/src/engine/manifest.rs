@@ -16,7 +16,7 @@ use super::{refusal::Refusal, registry::Registry, volume::Volume};
 
 /// Most chunks of a volume.
 const MOST_CHUNKS: u64 = 65_536;
-const SMALLEST_CHUNK: u64 = 64 << 10;
+const SMALLEST_CHUNK: u64 = 32 << 10;
 
 /// First half of the BLAKE3 of a chunk; all zero for a chunk of zeros.
 type ChunkDigest = [u8; 16];

@@ -287,11 +287,11 @@ fn a_checkpoint_that_was_asked_for_gets_a_manifest_and_the_next_one_too() {
         agent.checkpoint(epoch).unwrap();
         for _ in 0..2 {
             let manifest = wait_for("a manifest", || bed.engine.manifest());
-            assert_eq!((manifest.epoch, manifest.size_bytes, manifest.chunk_bytes), (Epoch(epoch), SIZE, 65536));
-            assert_eq!(manifest.chunks.len(), 32);
+            assert_eq!((manifest.epoch, manifest.size_bytes, manifest.chunk_bytes), (Epoch(epoch), SIZE, 32768));
+            assert_eq!(manifest.chunks.len(), 64);
             let which = bed.volumes.iter().position(|volume| *volume == manifest.volume).unwrap();
             for (index, chunk) in manifest.chunks.iter().enumerate() {
-                let bytes = bed.bytes(which, index as u64 * 65536, 65536);
+                let bytes = bed.bytes(which, index as u64 * 32768, 32768);
                 let expected = match bytes.iter().all(|byte| *byte == 0) {
                     true => "-".to_owned(),
                     false => blake3::hash(&bytes).to_hex()[..32].to_owned(),

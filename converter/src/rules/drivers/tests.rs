@@ -101,7 +101,7 @@ fn an_archive_that_was_cut_off_is_replaced() {
     let first = propose_with(&tree.guest(), "initramfs", propose);
     let whole = [ORIGINAL, b"!", tail(&first)].concat();
     for length in [ORIGINAL.len() + 1, ORIGINAL.len() + 50, whole.len() - 1, whole.len()] {
-        tree.put("/boot/initrd.img-6.1", whole[..length].to_vec());
+        tree.put("/boot/initrd.img-6.1", &whole[..length]);
         tree.put("/boot/initrd.img-6.1.rehost-append", "37");
         let second = propose_with(&tree.guest(), "initramfs", propose);
         assert_eq!(tail(&second), tail(&first), "cut off at {length}");
