@@ -1,6 +1,7 @@
 //! Conversion servers: a machine that boots Debian's kernel with the converter as its first program, works on the volumes, prints
 //! its report on its second serial line and powers itself off.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use rehost_converter::initramfs;
 use rehost_model::InstanceId;
 use rehost_model::conversion::{ConversionReport, ReportError, parse_framed_report};
 
+use super::accel::Accelerator;
 use super::machine::{Life, Machine, MachineKind, tail};
 use super::tokens::Made;
 use super::volumes::only;
-use super::{Engine, assets, files, now, qemu};
+use super::{Engine, assets, files, now, process, qemu};
 
 /// A conversion takes seconds; under emulation on a busy host perhaps minutes. After this it hangs; ms.
 const LIMIT_MS: u64 = 15 * 60 * 1000;
@@ -62,14 +64,21 @@ impl Engine {
         let assets = self.prepare_assets()?;
         let initramfs = initramfs::build(converter, &assets.package).map_err(PortError::invalid)?;
         files::write_durable(&folder.join(qemu::INITRAMFS), &initramfs)?;
+        let accelerator = self.accelerator()?;
         let conversion = qemu::Conversion {
             name: machine.id.as_str(),
-            accelerator: self.accelerator()?,
+            accelerator,
             disks: self.disks(machine),
             kernel: &assets.kernel,
             request,
         };
-        let started = self.spawn_qemu(&machine.id, &conversion.arguments());
+        let start = || self.spawn_qemu(&machine.id, &conversion.arguments());
+        let started = match accelerator {
+            // QEMU's NVMe device (7.2 for one) misses a barrier between its and the guest's half of a shadow doorbell: on two processors
+            // it now and then overlooks what the guest asks for, until the guest resets it after a minute, again and again.
+            Accelerator::Tcg => process::on_one_cpu(start).unwrap_or_else(|e| Err(cannot_pin(&e))),
+            Accelerator::Kvm => start(),
+        };
         // It may be through with its work before anybody asked how it is.
         if report(&folder).is_ok() { Ok(()) } else { started }
     }
@@ -151,6 +160,10 @@ impl Engine {
             Life::NotStarted | Life::Ended => Ok(true),
         }
     }
+}
+
+fn cannot_pin(error: &io::Error) -> PortError {
+    PortError::unavailable(format!("the conversion server cannot be kept on one processor: {error}"))
 }
 
 /// The report in a conversion server's folder.

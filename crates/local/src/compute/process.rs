@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 /// Index of `starttime` in `/proc/PID/stat`, counted from the field after the command's name.
@@ -80,6 +81,17 @@ pub(super) fn spawn_detached(command: &mut Command) -> io::Result<ProcessIdentit
     identity.ok_or_else(|| io::Error::other("it ended at once"))
 }
 
+/// Does this on one processor, and so does whatever process it starts: that inherits it.
+pub(super) fn on_one_cpu<T>(start: impl FnOnce() -> T) -> io::Result<T> {
+    let before = sched_getaffinity(None)?;
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    sched_setaffinity(None, &here)?;
+    let started = start();
+    sched_setaffinity(None, &before)?;
+    Ok(started)
+}
+
 /// The running process of this program (a file name) that has exactly this argument: one that was started by a process which
 /// was killed before it could write down whom it had started. The argument must be unique, such as one with a random id.
 pub(super) fn find_by_argument(program: &str, argument: &str) -> Option<ProcessIdentity> {
@@ -126,6 +138,19 @@ mod tests {
         assert_eq!(ProcessIdentity::of(process.pid), Some(process.clone()));
         assert!(process.terminate(Duration::from_secs(5)));
         assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn what_is_started_on_one_cpu_stays_there_and_who_starts_it_does_not() {
+        let cpus = |of: i32| {
+            let status = fs::read_to_string(format!("/proc/{of}/status")).unwrap();
+            status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned()
+        };
+        let before = sched_getaffinity(None).unwrap();
+        let process = on_one_cpu(sleeper).unwrap();
+        assert!(cpus(process.pid).parse::<usize>().is_ok(), "{}", cpus(process.pid));
+        assert_eq!(sched_getaffinity(None).unwrap(), before);
+        assert!(process.terminate(Duration::from_secs(5)));
     }
 
     #[test]
