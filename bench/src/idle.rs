@@ -2,7 +2,8 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,8 @@ pub(crate) fn measure() -> Result<()> {
     write(&image)?;
     let device = Loop::over(&image)?;
     let region = Region::start(space.folder(), &["127.0.0.1"])?;
-    let mut agent = LocalAgent::install(&region, &device.0, &space.path("agent"))?;
+    let installed = Installed(space.path("agent"));
+    let mut agent = LocalAgent::install(&region, &device.0, &installed.0)?;
     let began = Instant::now();
     agent.start()?;
     println!("the first copy of a disk of 1 TiB: all of it is read");
@@ -47,6 +49,21 @@ pub(crate) fn measure() -> Result<()> {
     );
     let document = json!({"diskBytes": DISK_BYTES, "tracker": tracker, "cpuPercent": cpu_percent, "residentMib": resident_mib, "peakMib": peak_mib});
     crate::write_result("idle.json", &document)
+}
+
+/// Where an agent is installed; uninstalled when it is dropped, after the agent was killed: nothing of it stays pinned in the kernel.
+struct Installed(PathBuf);
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        let Ok(program) = rehost_tests::paths::binary("rehost-agent") else { return };
+        let mut command = Command::new(program);
+        command.args(["uninstall", "--no-service", "--state-dir"]).arg(&self.0);
+        let ended = command.arg("--runtime-dir").arg(self.0.with_extension("run")).output();
+        if !ended.is_ok_and(|ended| ended.status.success()) {
+            println!("the agent in {} could not be uninstalled", self.0.display());
+        }
+    }
 }
 
 fn write(path: &Path) -> Result<()> {
