@@ -74,8 +74,8 @@ impl Engine {
         };
         let start = || self.spawn_qemu(&machine.id, &conversion.arguments());
         let started = match accelerator {
-            // QEMU's NVMe device (7.2 for one) misses a barrier between its and the guest's half of a shadow doorbell: on two processors
-            // it now and then overlooks what the guest asks for, until the guest resets it after a minute, again and again.
+            // QEMU's NVMe device (seen with 7.2) now and then overlooks what the guest asks for by a shadow doorbell, until the guest
+            // resets it after a minute, again and again: a missing memory barrier, by all signs, since it never does on one processor.
             Accelerator::Tcg => process::on_one_cpu(start).unwrap_or_else(|e| Err(cannot_pin(&e))),
             Accelerator::Kvm => start(),
         };
