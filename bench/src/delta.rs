@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::device::Loop;
 use crate::image::IMAGE_BYTES;
-use crate::measure::Timed;
+use crate::measure::{Timed, cpu_seconds};
 use crate::sides;
 
 const BLOCK: u64 = 4096;
@@ -77,16 +77,16 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
     wait_for(&folder.join("reached-1"), &[&sender, &receiver])?;
     // The digests of the whole first checkpoint are no part of the delta.
     settle(&receiver)?;
-    let before = (cpu_seconds(&sender)?, cpu_seconds(&receiver)?, sent(folder, 1)?);
+    let before = (cpu_seconds(sender.0.id())?, cpu_seconds(receiver.0.id())?, sent(folder, 1)?);
     change(&device.0)?;
     let started = Instant::now();
     fs::write(folder.join("go"), "")?;
     wait_for(&folder.join("reached-2"), &[&sender, &receiver])?;
     let wall_seconds = started.elapsed().as_secs_f64();
-    let (sent_by, received_by) = (cpu_seconds(&sender)?, cpu_seconds(&receiver)?);
+    let (sent_by, received_by) = (cpu_seconds(sender.0.id())?, cpu_seconds(receiver.0.id())?);
     let wire_mb = (sent(folder, 2)? - before.2) / 1e6;
     settle(&receiver)?;
-    let manifest_cpu_seconds = Some(cpu_seconds(&receiver)?.0 - received_by.0);
+    let manifest_cpu_seconds = Some(cpu_seconds(receiver.0.id())?.0 - received_by.0);
     let sender_cpu_seconds = sent_by.0 - before.0.0;
     let user_cpu_seconds = sent_by.1 - before.0.1 + received_by.1 - before.1.1;
     fs::write(folder.join("done"), "")?;
@@ -108,10 +108,10 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
 fn settle(side: &Side) -> Result<()> {
     let started = Instant::now();
     loop {
-        let before = cpu_seconds(side)?.0;
+        let before = cpu_seconds(side.0.id())?.0;
         thread::sleep(Duration::from_millis(400));
         // It looks for holds to release all the time, which takes a tick now and then.
-        if cpu_seconds(side)?.0 - before <= 0.02 || started.elapsed() > LIMIT {
+        if cpu_seconds(side.0.id())?.0 - before <= 0.02 || started.elapsed() > LIMIT {
             return Ok(());
         }
     }
@@ -198,15 +198,6 @@ impl Drop for Side {
         let _ = Command::new("kill").arg(self.0.id().to_string()).stderr(Stdio::null()).status();
         let _ = self.0.wait();
     }
-}
-
-/// What a side has used so far, and how much of that outside of the kernel; from ticks of 10 ms.
-fn cpu_seconds(side: &Side) -> Result<(f64, f64)> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", side.0.id()))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok()).context("/proc/PID/stat");
-    let user = ticks(11)? / 100.0;
-    Ok((user + ticks(12)? / 100.0, user))
 }
 
 fn sent(folder: &Path, epoch: u64) -> Result<f64> {

@@ -13,6 +13,7 @@ use rehost_tests::{LocalAgent, Region, Workspace};
 use serde_json::json;
 
 use crate::device::Loop;
+use crate::measure::cpu_seconds;
 
 const DISK_BYTES: u64 = 1 << 40;
 /// Of that, what is not a hole.
@@ -21,8 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// After the first snapshot, before it counts as idle.
 const SETTLE: Duration = Duration::from_secs(20);
 const WATCHED: Duration = Duration::from_secs(120);
-/// `USER_HZ`, which Linux has fixed for all that it shows (proc(5)).
-const TICKS_PER_SECOND: f64 = 100.0;
 
 pub(crate) fn measure() -> Result<()> {
     let space = Workspace::new("idle")?;
@@ -39,9 +38,9 @@ pub(crate) fn measure() -> Result<()> {
     println!("ready for test after {:.0} s", began.elapsed().as_secs_f64());
     let pid = agent.process().context("the agent ended")?.pid();
     thread::sleep(SETTLE);
-    let (before, began) = (cpu_seconds(pid)?, Instant::now());
+    let (before, began) = (cpu_seconds(pid)?.0, Instant::now());
     thread::sleep(WATCHED);
-    let cpu_percent = (cpu_seconds(pid)? - before) / began.elapsed().as_secs_f64() * 100.0;
+    let cpu_percent = (cpu_seconds(pid)?.0 - before) / began.elapsed().as_secs_f64() * 100.0;
     let (resident_mib, peak_mib) = (memory_mib(pid, "VmRSS:")?, memory_mib(pid, "VmHWM:")?);
     let tracker = agent.status()?.pointer("/status/trackers/0/tracker").cloned().unwrap_or_default();
     println!(
@@ -75,15 +74,6 @@ fn write(path: &Path) -> Result<()> {
         file.write_all_at(&block, offset)?;
     }
     Ok(file.sync_all()?)
-}
-
-/// User and system time of a process and its threads.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The command's name may have spaces in it; `utime` and `stime` are the 12th and 13th field after it (proc(5)).
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).context("/proc/PID/stat");
-    Ok((ticks(11)? + ticks(12)?) / TICKS_PER_SECOND)
 }
 
 fn memory_mib(pid: u32, what: &str) -> Result<f64> {

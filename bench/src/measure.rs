@@ -101,3 +101,19 @@ pub(crate) fn median(all: &[Measured]) -> Measured {
         wire_mb: all.iter().all(|m| m.wire_mb.is_some()).then(|| of(|m| m.wire_mb.unwrap_or_default())),
     }
 }
+
+/// `USER_HZ`, which Linux has fixed for all that it shows (proc(5)).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// User and system time that a running process has used so far, and the user time of it.
+pub(crate) fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The command's name may have spaces in it; `utime` and `stime` are the 12th and 13th field after it (proc(5)).
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let seconds = |at: usize| {
+        let ticks = fields.get(at).and_then(|ticks| ticks.parse::<f64>().ok());
+        ticks.map(|ticks| ticks / TICKS_PER_SECOND).context("/proc/PID/stat")
+    };
+    let user = seconds(11)?;
+    Ok((user + seconds(12)?, user))
+}

@@ -142,6 +142,7 @@ impl Registry {
         for assignment in assignments {
             self.add(&mut state, assignment);
         }
+        forget_keys(&mut state);
         self.changed.notify_all();
         drop(state);
         self.open_journals();
@@ -159,7 +160,7 @@ impl Registry {
         server.volumes.insert(record.assignment.volume.clone(), record);
     }
 
-    /// Takes the keys of the journals; those that are not named stay.
+    /// Takes the keys of the journals; those that are not named stay as long as their servers are served.
     pub(super) fn take_keys(self: &Arc<Self>, keys: BTreeMap<ServerId, DataKey>) {
         let mut state = self.lock();
         for (server, key) in keys {
@@ -316,6 +317,7 @@ impl Registry {
             known.error = trouble.or(known.error.take());
         }
         drop_forgotten(&mut state);
+        forget_keys(&mut state);
         self.changed.notify_all();
     }
 
@@ -512,16 +514,16 @@ fn same_volume(one: &Assignment, other: &Assignment) -> bool {
     form(one) == form(other)
 }
 
-/// A server without volumes is forgotten once its last session has ended, and its key with it.
+/// A server without volumes is forgotten once its last session has ended.
 fn drop_forgotten(state: &mut State) {
+    state.servers.retain(|_, server| !server.volumes.is_empty() || server.session.is_some());
+}
+
+/// Keys of servers that are not served. Not before new assignments are taken: keys come first, and the volumes of a server may all be
+/// given back in another size.
+fn forget_keys(state: &mut State) {
     let State { servers, keys, .. } = state;
-    servers.retain(|id, server| {
-        let stays = !server.volumes.is_empty() || server.session.is_some();
-        if !stays {
-            keys.remove(id);
-        }
-        stays
-    });
+    keys.retain(|id, _| servers.contains_key(id));
 }
 
 fn check(assignments: &[Assignment]) -> Result<(), EngineError> {

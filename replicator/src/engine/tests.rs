@@ -202,21 +202,35 @@ fn a_disk_that_is_added_is_written_directly_beside_the_journal_of_the_other() {
     agent.bye();
 }
 
-#[test]
-fn what_the_journal_holds_of_a_disk_that_grew_is_not_applied() {
+/// Changes of both disks are in the journal, after the first checkpoint.
+fn with_partial_epoch() -> (Bed, bed::Agent) {
     let bed = Bed::new();
     let mut agent = bed.first_checkpoint();
     agent.write(0, 0, &[3; 4096]);
     agent.write(1, 0, &[4; 4096]);
     agent.barrier().unwrap();
+    (bed, agent)
+}
+
+#[test]
+fn the_key_stays_when_all_disks_have_grown_while_no_agent_was_there() {
+    let bed = Bed::new();
+    bed.first_checkpoint().bye();
+    wait_for("the end of the session", || (!bed.report().connected).then_some(()));
+    bed.grow(2);
+    let mut agent = bed.try_agent_of(&[2 * SIZE; 2]).unwrap();
+    agent.checkpoint(0).unwrap();
+    agent.write(0, 0, &[7; 4096]);
+    agent.barrier().unwrap();
+    assert_eq!(bed.bytes(0, 0, 4096), [1; 4096], "there is a journal again, for which a key is needed");
+    assert!(bed.report().consistent);
+}
+
+#[test]
+fn what_the_journal_holds_of_a_disk_that_grew_is_not_applied() {
+    let (bed, agent) = with_partial_epoch();
     let before = agent.disks[0].lineage;
-    fs::File::options().write(true).open(bed.path(&bed.volumes[0])).unwrap().set_len(2 * SIZE).unwrap();
-    let sized = |bytes| {
-        let mut assignments = bed.assignments();
-        assignments[0].size_bytes = bytes;
-        assignments
-    };
-    bed.engine.set_assignments(sized(2 * SIZE)).unwrap();
+    bed.grow(1);
     let mut agent = bed.try_agent_of(&[2 * SIZE, SIZE]).unwrap();
     assert_ne!(agent.disks[0].lineage, before, "it is compared");
     // The comparison found that the disk has other bytes by now.
@@ -229,11 +243,7 @@ fn what_the_journal_holds_of_a_disk_that_grew_is_not_applied() {
 
 #[test]
 fn a_volume_that_goes_takes_its_changes_with_it_and_no_others() {
-    let bed = Bed::new();
-    let mut agent = bed.first_checkpoint();
-    agent.write(0, 0, &[3; 4096]);
-    agent.write(1, 0, &[4; 4096]);
-    agent.barrier().unwrap();
+    let (bed, _agent) = with_partial_epoch();
     bed.engine.set_assignments(bed.assignments().into_iter().take(1).collect()).unwrap();
     let mut agent = bed.try_agent(1).unwrap();
     assert!(bed.report().consistent, "nothing is wrong with the other one");

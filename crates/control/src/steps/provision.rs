@@ -163,8 +163,11 @@ async fn create_staging_disks(ports: &Ports, server: &SourceServer) -> Result<Ou
     let began = began.unwrap_or_default().to_string();
     for (index, disk) in server.internal.staging.iter().enumerate().filter(|(_, disk)| disk.volume.is_none()) {
         let id = &server.source_server_id;
-        let lost = disk.lost.as_ref().map_or("", VolumeId::as_str);
-        let token = ClientToken::derive(&[id.as_str(), "staging", &index.to_string(), &began, lost]);
+        let number = index.to_string();
+        let mut parts = vec![id.as_str(), "staging", &number, &began];
+        // What EC2 has made with a token it does not make again.
+        parts.extend(disk.lost.as_ref().map(VolumeId::as_str));
+        let token = ClientToken::derive(&parts);
         let settings = &server.internal.replication.settings;
         let chosen = server.internal.replication.replicated_disks.get(index).map(|d| d.staging_disk_type);
         let staging_disk_type = settings.staging_disk_type(chosen.unwrap_or_default(), disk.size_bytes);

@@ -86,6 +86,16 @@ impl Bed {
         self.volumes.iter().map(assignment).collect()
     }
 
+    /// The first disks have twice the size from now on.
+    pub(super) fn grow(&self, disks: usize) {
+        let mut assignments = self.assignments();
+        for assignment in assignments.iter_mut().take(disks) {
+            assignment.size_bytes = 2 * SIZE;
+            File::options().write(true).open(&assignment.location).unwrap().set_len(2 * SIZE).unwrap();
+        }
+        self.engine.set_assignments(assignments).unwrap();
+    }
+
     pub(super) fn give_key(&self, byte: u8) {
         self.engine.set_data_keys([(self.server.clone(), DataKey([byte; 32]))].into());
     }
