@@ -41,7 +41,7 @@ impl Bed<'_> {
     }
 
     /// Blocks in which disk and volume differ will travel, whatever is written from now on.
-    pub(super) fn note_differences(&mut self) -> Outcome {
+    fn note_differences(&mut self) -> Outcome {
         let (disks, volumes) = (self.source.disks()?, self.volumes()?);
         let pairs = disks.iter().zip(&volumes);
         let blocks = pairs.flat_map(|(disk, volume)| disk.chunks(BLOCK).zip(volume.chunks(BLOCK)));
@@ -49,10 +49,10 @@ impl Bed<'_> {
         Ok(())
     }
 
-    /// After the first checkpoint travels what was written, once, and
+    /// After the first checkpoint travels what was written since it was asked for, once, and
     /// - what was under way when a session ended;
     /// - what an agent had sent and not yet crossed off when it was killed: less than what was written since the last one was;
-    /// - what the volumes lacked then, and when a comparison began, where one is needed;
+    /// - what the volumes lacked when a comparison began, where one is needed;
     /// - the block that is overwritten without a pause: once for each pass, which is acknowledged.
     pub(super) fn check_sent(&mut self) -> Outcome {
         let (now, before) = (self.flow()?, self.before);

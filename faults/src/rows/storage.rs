@@ -51,7 +51,8 @@ fn fill(bed: &mut Bed<'_>) -> Outcome {
     }
     drop(file);
     std::fs::remove_file(&path)?;
-    Ok(())
+    // Whoever made room has it: a power cut later on must not bring the filler back.
+    Ok(File::open(bed.home.path())?.sync_all()?)
 }
 
 /// The replicator's writes fail: once, or from some write on until it is started anew.
