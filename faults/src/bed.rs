@@ -74,12 +74,13 @@ pub(crate) struct Bed<'a> {
 }
 
 impl<'a> Bed<'a> {
-    /// Makes everything, copies the disks once and takes the first checkpoint, while the source is written already.
+    /// Makes everything, copies the disks once and takes two checkpoints, while the source is written already.
     pub(crate) fn start(setting: Setting<'a>, plan: Plan) -> Outcome<Self> {
         let mut bed = Self::make(setting, plan)?;
         bed.start_replicator()?;
         bed.start_agent()?;
-        // What is written once the first checkpoint is asked for may travel after it.
+        bed.checkpoint()?;
+        // What is written once a checkpoint is asked for may travel after it. A second one, since nobody waits long for it.
         let asked = bed.flow()?;
         bed.checkpoint()?;
         bed.before = Flow { written: asked.written, overwritten: asked.overwritten, ..bed.flow()? };

@@ -66,14 +66,18 @@ impl History {
     /// The disks after the first `count` writes.
     pub(crate) fn state(&self, count: usize) -> Vec<Vec<u8>> {
         let mut disks = self.initial.clone();
-        for (at, write) in self.writes.iter().take(count).enumerate() {
-            let content = self.content(at + 1, write);
-            let begin = write.block * BLOCK;
-            if let Some(place) = disks.get_mut(write.disk).and_then(|d| d.get_mut(begin..begin + content.len())) {
-                place.copy_from_slice(&content);
-            }
-        }
+        (0..count).for_each(|at| self.apply(at, &mut disks));
         disks
+    }
+
+    /// Makes the write at this place, if there is one.
+    fn apply(&self, at: usize, disks: &mut [Vec<u8>]) {
+        let Some(write) = self.writes.get(at) else { return };
+        let content = self.content(at + 1, write);
+        let begin = write.block * BLOCK;
+        if let Some(place) = disks.get_mut(write.disk).and_then(|d| d.get_mut(begin..begin + content.len())) {
+            place.copy_from_slice(&content);
+        }
     }
 
     /// After how many writes the source was as these volumes are. The write that was under way at that moment may be there in part.
@@ -83,26 +87,22 @@ impl History {
     pub(crate) fn moment(&self, volumes: &[Vec<u8>], least: usize) -> Outcome<usize> {
         let newest = self.newest(volumes);
         let mut state = self.state(newest);
-        let mut torn = None;
-        // Writes of zeros leave no number: the state may be after those that follow the newest record too.
+        let (mut torn, mut older) = (None, false);
+        // Zeros leave no number, and may lie on all that a later record wrote: the state may be one after the newest record's too.
         for count in newest..=self.writes.len() {
             match self.difference(&state, volumes, count) {
                 None if count >= least => return Ok(count),
-                None => {}
+                None => older = true,
                 found => torn = torn.or(found),
             }
-            let Some(next) = self.writes.get(count).filter(|write| write.zero) else { break };
-            let begin = next.block * BLOCK;
-            if let Some(place) = state.get_mut(next.disk).and_then(|d| d.get_mut(begin..begin + next.blocks * BLOCK)) {
-                place.fill(0);
-            }
+            self.apply(count, &mut state);
         }
         let text = format!(
             "of {} writes, at least {least} acknowledged, the newest in the volumes is {newest}",
             self.writes.len()
         );
         match torn {
-            Some((disk, block)) => {
+            Some((disk, block)) if !older => {
                 let found =
                     volumes.get(disk).and_then(|v| v.get(block * BLOCK..(block + 1) * BLOCK)).unwrap_or_default();
                 let found = self.number(disk, block, found);
@@ -114,7 +114,7 @@ impl History {
                     format!("disk {disk} block {block} has {found} instead of {last}; {text}"),
                 ))
             }
-            None => Err(Failure::new(Kind::Lost, text)),
+            _ => Err(Failure::new(Kind::Lost, text)),
         }
     }
 
@@ -188,6 +188,15 @@ mod tests {
             assert!(found == count || found + 1 == count, "{count} was taken for {found}");
             assert_eq!(history.moment(&history.state(count), count).unwrap(), count);
         }
+    }
+
+    #[test]
+    fn zeros_may_lie_on_the_newest_record() {
+        let mut history = history();
+        history.writes.push(Write { disk: 0, block: 7, blocks: 2, zero: false });
+        history.writes.push(Write { disk: 1, block: 3, blocks: 1, zero: true });
+        history.writes.push(Write { disk: 0, block: 6, blocks: 4, zero: true });
+        assert_eq!(history.moment(&history.state(23), 23).unwrap(), 23);
     }
 
     #[test]

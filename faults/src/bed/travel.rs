@@ -1,4 +1,4 @@
-//! How much has travelled since the first checkpoint, and how much may have: nothing is copied again as a whole.
+//! How much has travelled since the first checkpoints, and how much may have: nothing is copied again as a whole.
 
 use super::Bed;
 use crate::failure::{Failure, Kind, Outcome};
@@ -49,7 +49,7 @@ impl Bed<'_> {
         Ok(())
     }
 
-    /// After the first checkpoint travels what was written since it was asked for, once, and
+    /// After the first checkpoints travels what was written since the last of them was asked for, once, and
     /// - what was under way when a session ended;
     /// - what an agent had sent and not yet crossed off when it was killed: less than what was written since the last one was;
     /// - what the volumes lacked when a comparison began, where one is needed;
