@@ -159,6 +159,7 @@ async fn resources_of(ports: &Ports, entry: &LedgerEntry) -> PortResult<Vec<Stri
 async fn delete_resource(ports: &Ports, kind: ResourceKind, id: &str) -> PortResult<()> {
     let invalid = |e: rehost_model::id::InvalidId| PortError::invalid(format!("in the ledger: {e}"));
     match kind {
+        ResourceKind::SecurityGroup => ports.compute.delete_security_group(&id.parse().map_err(invalid)?).await,
         ResourceKind::Volume => ports.compute.delete_volume(&id.parse().map_err(invalid)?).await,
         ResourceKind::Snapshot => ports.compute.delete_snapshot(&id.parse().map_err(invalid)?).await,
         ResourceKind::Image => ports.compute.deregister_image(&id.parse().map_err(invalid)?).await,

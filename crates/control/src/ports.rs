@@ -310,6 +310,16 @@ pub struct TaggedResource {
     pub tags: Tags,
 }
 
+/// A security group that was made for replication in a network of the user's; all servers there share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedGroup {
+    pub id: SecurityGroupId,
+    /// The network's id.
+    pub network: String,
+    /// Whether an instance has it.
+    pub in_use: bool,
+}
+
 /// The most that [`Compute::read_snapshot`] reads at once; bytes.
 pub const MAX_SNAPSHOT_READ: usize = 4 << 20;
 
@@ -318,6 +328,23 @@ pub const MAX_SNAPSHOT_READ: usize = 4 << 20;
 pub trait Compute: Send + Sync {
     /// The security group of the replication servers, made if need be; `None` where the region has none.
     async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>>;
+
+    /// The groups that [`Self::ensure_security_group`] and [`Self::start_conversion`] made in networks other than the region's own.
+    async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
+        Ok(Vec::new())
+    }
+
+    /// The network in which replication with these settings is; `Invalid` when they name a subnet that does not exist (any more).
+    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
+        let _ = settings;
+        Ok(None)
+    }
+
+    /// Deletes a security group; `Conflict` while something has it.
+    async fn delete_security_group(&self, group: &SecurityGroupId) -> PortResult<()> {
+        let _ = group;
+        Ok(())
+    }
 
     /// Launches a replication server.
     async fn launch_replication_server(

@@ -6,7 +6,7 @@
 
 mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replicator::ReplicationServer;
@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::costs::{self, PriceTable, ServerCost};
 use crate::ledger;
-use crate::ports::{PortResult, Ports, TaggedResource};
-use crate::{PortError, repo};
+use crate::ports::{PortResult, Ports, SharedGroup, TaggedResource};
+use crate::{PortError, PortErrorKind, repo};
 
 /// What the ledger and the tags show, and what was done about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ pub enum Why {
     JobOver,
     /// It is in no ledger.
     NotInLedger,
-    /// No server uses this replication server.
+    /// No server uses this replication server, or replicates in the network of this security group.
     Unused,
     /// It is in no ledger, and it may be somebody's copy: it is for a person to decide.
     UnknownOwner,
@@ -108,11 +108,13 @@ pub async fn reap(ports: &Ports, prices: Option<&PriceTable>, dry_run: bool) -> 
     let now = ports.clock.now();
     // In this order: what exists now has been in the ledger before.
     let real = ports.compute.tagged_resources(None).await?;
+    let groups = ports.compute.shared_groups().await?;
     let ledger: Vec<LedgerEntry> = repo::list(ports, "").await?;
-    let facts = Facts::gather(ports, real, ledger, now).await?;
+    let facts = Facts::gather(ports, Listed { real, groups }, ledger, now).await?;
     let mut findings = verdict::of_entries(&facts);
     findings.extend(verdict::of_strays(&facts));
     findings.extend(verdict::of_replication_servers(&facts));
+    findings.extend(verdict::of_groups(&facts));
     // What is made of others goes before them.
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.resource.kind));
     let mut resources = Vec::new();
@@ -129,10 +131,19 @@ pub async fn reap(ports: &Ports, prices: Option<&PriceTable>, dry_run: bool) -> 
     Ok(Leftovers { checked_date_time: now, resources, costs: costs.unwrap_or_default() })
 }
 
+/// What the region shows.
+struct Listed {
+    real: Vec<TaggedResource>,
+    groups: Vec<SharedGroup>,
+}
+
 /// Everything that is known when it is judged.
 struct Facts {
     now: Timestamp,
     real: Vec<TaggedResource>,
+    groups: Vec<SharedGroup>,
+    /// Where servers replicate; only asked for if there are such groups.
+    networks: BTreeSet<String>,
     ledger: Vec<LedgerEntry>,
     servers: BTreeMap<ServerId, SourceServer>,
     jobs: BTreeMap<JobId, Job>,
@@ -141,17 +152,16 @@ struct Facts {
 }
 
 impl Facts {
-    async fn gather(
-        ports: &Ports,
-        real: Vec<TaggedResource>,
-        ledger: Vec<LedgerEntry>,
-        now: Timestamp,
-    ) -> PortResult<Self> {
+    async fn gather(ports: &Ports, listed: Listed, ledger: Vec<LedgerEntry>, now: Timestamp) -> PortResult<Self> {
         let servers = repo::list::<SourceServer>(ports, "").await?;
         let jobs = repo::list::<Job>(ports, "").await?;
+        let Listed { real, groups } = listed;
+        let networks = if groups.is_empty() { BTreeSet::new() } else { networks(ports, &servers).await? };
         Ok(Self {
             now,
             real,
+            groups,
+            networks,
             ledger,
             servers: servers.into_iter().map(|server| (server.source_server_id.clone(), server)).collect(),
             jobs: jobs.into_iter().map(|job| (job.job_id.clone(), job)).collect(),
@@ -163,6 +173,22 @@ impl Facts {
     fn server_list(&self) -> Vec<SourceServer> {
         self.servers.values().cloned().collect()
     }
+}
+
+/// The networks in which servers replicate, or are being converted.
+async fn networks(ports: &Ports, servers: &[SourceServer]) -> PortResult<BTreeSet<String>> {
+    let is_active = |server: &&SourceServer| {
+        server.data_replication_info.data_replication_state.is_active() || server.internal.active_job.is_some()
+    };
+    let mut networks = BTreeSet::new();
+    for server in servers.iter().filter(is_active) {
+        match ports.compute.network_of(&server.internal.replication.settings).await {
+            // Nothing can be launched in a subnet that is gone.
+            Err(error) if error.kind == PortErrorKind::Invalid => {}
+            network => networks.extend(network?),
+        }
+    }
+    Ok(networks)
 }
 
 /// A resource, and what is to be done about it.

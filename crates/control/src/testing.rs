@@ -18,7 +18,8 @@ use serde_json::Value;
 use crate::ports::{
     ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, ImageSpec, ImageState,
     Instance, InstanceSpec, InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling, PortResult, Ports,
-    ReplicationServerSpec, SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec, Workflows,
+    ReplicationServerSpec, SharedGroup, SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec,
+    Workflows,
 };
 use crate::{PortError, PortErrorKind};
 
@@ -28,6 +29,9 @@ pub(crate) struct Faults {
     calls: usize,
     fail_at: Option<(usize, bool)>,
 }
+
+/// A subnet that was deleted.
+pub(crate) const NO_SUBNET: &str = "subnet-gone";
 
 /// Everything that the fake region holds.
 #[derive(Default)]
@@ -39,6 +43,8 @@ pub(crate) struct World {
     pub(crate) events: Vec<Event>,
     pub(crate) executions: BTreeMap<String, (String, Value)>,
     pub(crate) resources: BTreeMap<String, (ResourceKind, Tags)>,
+    /// A network is named like the only subnet that it has.
+    pub(crate) groups: Vec<SharedGroup>,
     pub(crate) tokens: BTreeMap<String, String>,
     pub(crate) enrol_tokens: BTreeMap<String, String>,
     /// Sizes of volumes that were modified.
@@ -271,6 +277,22 @@ impl Clock for Fake {
 impl Compute for Fake {
     async fn ensure_security_group(&self, _: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
         self.call(|_| Ok(None))
+    }
+
+    async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
+        self.call(|world| Ok(world.groups.clone()))
+    }
+
+    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
+        let subnet = settings.staging_area_subnet_id.clone();
+        self.call(|_| if subnet == NO_SUBNET { Err(PortError::invalid("no such subnet")) } else { Ok(Some(subnet)) })
+    }
+
+    async fn delete_security_group(&self, group: &SecurityGroupId) -> PortResult<()> {
+        self.call(|world| {
+            world.groups.retain(|there| there.id != *group);
+            Ok(())
+        })
     }
 
     async fn launch_replication_server(

@@ -38,7 +38,7 @@ use aws_config::retry::RetryConfig;
 use rehost_aws::RegionConfig;
 use rehost_control::ports::{
     ClientToken, Compute, ConversionProgress, ConversionSpec, ImageSpec, ImageState, Instance, InstanceSpec, Objects,
-    PortResult, ReplicationServerSpec, SnapshotState, TaggedResource, Tags, VolumeSpec,
+    PortResult, ReplicationServerSpec, SharedGroup, SnapshotState, TaggedResource, Tags, VolumeSpec,
 };
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::settings::ReplicationSettings;
@@ -79,6 +79,18 @@ impl Ec2Compute {
 impl Compute for Ec2Compute {
     async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
         self.security_group(settings).await.map(Some)
+    }
+
+    async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
+        self.groups_elsewhere().await
+    }
+
+    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
+        Ok(Some(self.subnet(self.staging_subnet_id(&settings.staging_area_subnet_id)).await?.vpc))
+    }
+
+    async fn delete_security_group(&self, group: &SecurityGroupId) -> PortResult<()> {
+        self.remove_group(group).await
     }
 
     async fn launch_replication_server(

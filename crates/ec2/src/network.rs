@@ -1,16 +1,19 @@
 //! Where things are placed: subnets, and the security groups of replication and conversion servers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
-use aws_sdk_ec2::types::{IpPermission, IpRange, ResourceType, SecurityGroup};
+use aws_sdk_ec2::types::{
+    Filter, GroupIdentifier, Instance, InstanceNetworkInterface, IpPermission, IpRange, ResourceType, SecurityGroup,
+};
 use rehost_control::PortError;
-use rehost_control::ports::{PortResult, Tags};
+use rehost_control::ports::{InstanceState, PortResult, SharedGroup, Tags};
 use rehost_model::SecurityGroupId;
 use rehost_model::settings::ReplicationSettings;
 
 use crate::Ec2Compute;
 use crate::errors::{code, failed};
+use crate::instances::state_of;
 use crate::tags::{self, STACK_TAG};
 
 /// Where agents connect to replication servers.
@@ -25,6 +28,8 @@ enum Role {
 }
 
 impl Role {
+    const ALL: [Self; 2] = [Self::Replication, Self::Conversion];
+
     fn group_name(self, stack: &str) -> String {
         match self {
             Self::Replication => format!("rehost-replication-{stack}"),
@@ -129,6 +134,42 @@ impl Ec2Compute {
         }
     }
 
+    /// See [`rehost_control::ports::Compute::shared_groups`].
+    pub(crate) async fn groups_elsewhere(&self) -> PortResult<Vec<SharedGroup>> {
+        let names = Role::ALL.map(|role| role.group_name(&self.config.stack)).to_vec();
+        let pages = self
+            .ec2
+            .describe_security_groups()
+            .filters(Filter::builder().name("group-name").set_values(Some(names)).build())
+            .filters(tags::with_tag(STACK_TAG, &self.config.stack))
+            .into_paginator()
+            .items()
+            .send();
+        let found = pages.collect::<Result<Vec<_>, _>>().await;
+        let found = found.map_err(|e| failed("ec2:DescribeSecurityGroups", "the stack's groups", &e))?;
+        if found.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = self.subnet(&self.config.staging_subnet).await?.vpc;
+        let instances = self.instances_where(tags::with_tag_key(STACK_TAG)).await?;
+        let used = groups_of(instances.iter().filter(|instance| state_of(instance) != InstanceState::Terminated));
+        let elsewhere = found.iter().filter(|group| group.vpc_id() != Some(&own));
+        let shared = |group: &SecurityGroup| {
+            let id = group_id(group.group_id().unwrap_or_default())?;
+            let in_use = used.contains(id.as_str());
+            Ok(SharedGroup { id, network: group.vpc_id().unwrap_or_default().to_owned(), in_use })
+        };
+        elsewhere.map(shared).collect()
+    }
+
+    /// See [`rehost_control::ports::Compute::delete_security_group`].
+    pub(crate) async fn remove_group(&self, id: &SecurityGroupId) -> PortResult<()> {
+        match self.ec2.delete_security_group().group_id(id.as_str()).send().await {
+            Err(e) if code(&e) != Some("InvalidGroup.NotFound") => Err(failed("ec2:DeleteSecurityGroup", id, &e)),
+            _ => Ok(()),
+        }
+    }
+
     async fn let_agents_in(&self, group: &str) -> PortResult<()> {
         let range = IpRange::builder().cidr_ip(&self.config.agent_cidr).description("Agents; mutual TLS").build();
         let permission = IpPermission::builder()
@@ -173,6 +214,15 @@ impl Ec2Compute {
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         Ok(Subnet { id: id.to_owned(), zone: text(subnet.availability_zone()), vpc: text(subnet.vpc_id()) })
     }
+}
+
+/// The security groups that these instances and their interfaces have.
+fn groups_of<'a>(instances: impl Iterator<Item = &'a Instance>) -> HashSet<&'a str> {
+    let groups = instances.flat_map(|instance| {
+        let of_interfaces = instance.network_interfaces().iter().flat_map(InstanceNetworkInterface::groups);
+        instance.security_groups().iter().chain(of_interfaces)
+    });
+    groups.filter_map(GroupIdentifier::group_id).collect()
 }
 
 fn no_subnet(id: &str) -> String {

@@ -53,11 +53,13 @@ impl Billed {
     }
 }
 
-/// The kinds of resources that cost something while they exist, in the order in which they are made of each other: they go in the
-/// reverse order, because EC2 keeps a snapshot while an image refers to it and a volume while an instance uses it.
+/// The kinds of resources that are made for servers, in the order in which they are made of each other: they go in the reverse
+/// order, because EC2 keeps a snapshot while an image refers to it, and a volume or a security group while an instance uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ResourceKind {
+    /// One that all servers of a network share; in no server's ledger.
+    SecurityGroup,
     Volume,
     Snapshot,
     Image,

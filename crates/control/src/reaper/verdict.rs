@@ -6,7 +6,7 @@ use rehost_model::{JobId, LifeCycleState, ServerId, SourceServer};
 
 use super::{Act, Done, Facts, Finding, Resource, Why};
 use crate::ledger::{PURPOSE_TAG, TOKEN_TAG};
-use crate::ports::TaggedResource;
+use crate::ports::{SharedGroup, TaggedResource};
 use crate::steps::replicator;
 
 /// What is younger may be at work on by a step that has not come to its end, and EC2 may not show it yet; milliseconds.
@@ -195,4 +195,24 @@ pub(super) fn of_replication_servers(facts: &Facts) -> Vec<Finding> {
         Finding { resource, entry: None, act }
     };
     facts.replicators.iter().filter(unused).map(finding).collect()
+}
+
+/// Security groups that servers share: those of networks in which no server replicates any more.
+pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
+    let finding = |group: &SharedGroup| {
+        let is_needed = group.in_use || facts.networks.contains(&group.network);
+        let resource = Resource {
+            kind: ResourceKind::SecurityGroup,
+            id: Some(group.id.to_string()),
+            server: None,
+            job: None,
+            purpose: Some(Purpose::Staging),
+            since: None,
+            monthly: None,
+            why: (!is_needed).then_some(Why::Unused),
+            done: Done::Nothing,
+        };
+        Finding { resource, entry: None, act: if is_needed { Act::Nothing } else { Act::Remove } }
+    };
+    facts.groups.iter().map(finding).collect()
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use rehost_control::PortErrorKind;
 use rehost_control::ports::{
     ClientToken, Compute, ConversionProgress, ConversionSpec, ImageSpec, ImageState, InstanceSpec, InstanceState,
-    MAX_SNAPSHOT_READ, Objects, ReplicationServerSpec, SnapshotState, VolumeSpec,
+    MAX_SNAPSHOT_READ, Objects, ReplicationServerSpec, SharedGroup, SnapshotState, VolumeSpec,
 };
 use rehost_model::conversion::{
     ConversionOutcome, ConversionReport, ConversionRequest, ConversionTarget, Finding, Severity,
@@ -279,6 +279,30 @@ async fn a_conversion_server_in_another_network_gets_a_group_of_that() {
     }
     assert_eq!(world.proxy.counts()["ec2:CreateSecurityGroup"], 1);
     assert!(!world.proxy.counts().contains_key("ec2:AuthorizeSecurityGroupIngress"));
+}
+
+#[tokio::test]
+async fn a_group_in_another_network_is_shown_and_goes() {
+    let world = World::new().await;
+    let compute = &world.compute;
+    assert_eq!(compute.shared_groups().await.unwrap(), []);
+    let far =
+        ReplicationSettings { staging_area_subnet_id: world.far_subnet.clone(), ..ReplicationSettings::default() };
+    let spec = replicator_spec(&world, far.clone()).await;
+    let (id, network) = (spec.security_group.clone().unwrap(), compute.network_of(&far).await.unwrap().unwrap());
+    assert_ne!(compute.network_of(&ReplicationSettings::default()).await.unwrap().unwrap(), network);
+    let shown = |in_use| SharedGroup { id: id.clone(), network: network.clone(), in_use };
+    assert_eq!(compute.shared_groups().await.unwrap(), [shown(false)]);
+    let instance = compute.launch_replication_server(&spec, &token("far")).await.unwrap();
+    assert_eq!(compute.shared_groups().await.unwrap(), [shown(true)]);
+    compute.terminate_instance(&instance).await.unwrap();
+    assert_eq!(compute.shared_groups().await.unwrap(), [shown(false)]);
+    for _ in 0..2 {
+        compute.delete_security_group(&id).await.unwrap();
+    }
+    assert_eq!(compute.shared_groups().await.unwrap(), []);
+    let gone = ReplicationSettings { staging_area_subnet_id: "subnet-0123456789abcdef0".to_owned(), ..far };
+    assert_eq!(compute.network_of(&gone).await.unwrap_err().kind, PortErrorKind::Invalid);
 }
 
 #[tokio::test]

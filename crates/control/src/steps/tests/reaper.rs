@@ -1,13 +1,15 @@
 //! The reaper on a region in memory: what is in use stays, what nobody needs goes, what was cut over is never touched.
 
 use rehost_model::ledger::{JOB_TAG, LedgerEntry, Purpose, SERVER_TAG};
-use rehost_model::{SnapshotId, Timestamp};
+use rehost_model::{SecurityGroupId, SnapshotId, Timestamp};
 
 use super::*;
+use crate::PortError;
 use crate::costs::PriceTable;
 use crate::ledger::{PURPOSE_TAG, TOKEN_TAG};
-use crate::ports::Tags;
+use crate::ports::{SharedGroup, Tags};
 use crate::reaper::{Done, Leftovers, Why, reap};
+use crate::testing::NO_SUBNET;
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -36,6 +38,14 @@ impl Source {
 
     fn exists(&self, id: &str) -> bool {
         self.fake.world().resources.contains_key(id)
+    }
+
+    async fn stage_in(&self, subnet: &str) {
+        let moved = repo::update_server(&self.ports, &self.id, |server| {
+            server.internal.replication.settings.staging_area_subnet_id = subnet.to_owned();
+            Ok::<_, PortError>(())
+        });
+        moved.await.unwrap();
     }
 
     async fn note(&self, token: &str, purpose: Purpose, resource: Option<&str>) {
@@ -111,6 +121,28 @@ async fn what_is_in_no_ledger_goes_unless_it_may_be_the_users() {
     assert!(source.exists(&theirs) && source.exists(&unclear));
 }
 
+/// A group in this network, made earlier.
+fn group(network: &str, in_use: bool) -> SharedGroup {
+    SharedGroup { id: SecurityGroupId::generate(), network: network.to_owned(), in_use }
+}
+
+#[tokio::test]
+async fn a_security_group_goes_with_the_last_server_of_its_network() {
+    let mut source = Source::enrol().await;
+    source.reach_ready_for_test().await;
+    source.stage_in("subnet-1").await;
+    let groups = [group("subnet-1", false), group("subnet-2", true), group("subnet-3", false)];
+    source.fake.world().groups = groups.to_vec();
+    let left = |source: &Source| source.fake.world().groups.iter().map(|g| g.network.clone()).collect::<Vec<_>>();
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
+    assert_eq!(left(&source), ["subnet-1", "subnet-2"]);
+    source.stage_in(NO_SUBNET).await;
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
+    assert_eq!(left(&source), ["subnet-2"], "an instance has it still");
+    let shown = source.reap().await;
+    assert_eq!(shown.resources.iter().filter(|r| r.kind == ResourceKind::SecurityGroup).count(), 1);
+}
+
 #[tokio::test]
 async fn a_copy_of_a_cutover_that_failed_goes() {
     let mut source = Source::enrol().await;
@@ -173,7 +205,7 @@ async fn a_replication_server_that_nobody_uses_is_marked_and_goes_the_next_time(
     let instance = source.item::<ReplicationServer>(id.as_str()).instance.unwrap();
     repo::update_server(&source.ports, &source.id, |server| {
         server.internal.replicator = None;
-        Ok::<_, crate::PortError>(())
+        Ok::<_, PortError>(())
     })
     .await
     .unwrap();
@@ -192,7 +224,7 @@ async fn a_replication_server_that_is_just_being_chosen_is_not_marked() {
         let (ports, server) = (&source.ports, &source.id);
         repo::update_server(ports, server, move |server| {
             server.internal.replicator.clone_from(&replicator);
-            Ok::<_, crate::PortError>(())
+            Ok::<_, PortError>(())
         })
     };
     // It was reserved; the server has not written down yet that it uses it.
