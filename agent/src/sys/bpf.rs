@@ -12,6 +12,7 @@ use std::{
 };
 
 const MAP_CREATE: libc::c_int = 0;
+const MAP_LOOKUP: libc::c_int = 1;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
@@ -19,6 +20,7 @@ const OBJ_GET: libc::c_int = 7;
 const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
+const MAP_LOOKUP_AND_DELETE: libc::c_int = 21;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 const PROG_TYPE_TRACING: u32 = 26;
@@ -48,6 +50,8 @@ pub(crate) enum MapKind {
     SharedArray,
     /// A hash table, allocated beforehand.
     Hash,
+    /// What is put in first comes out first. It has no keys.
+    Queue,
 }
 
 impl MapKind {
@@ -55,13 +59,14 @@ impl MapKind {
         match self {
             Self::Hash => 1,
             Self::SharedArray => 2,
+            Self::Queue => 22,
         }
     }
 
     fn flags(self) -> u32 {
         const MMAPABLE: u32 = 1 << 10;
         match self {
-            Self::Hash => 0,
+            Self::Hash | Self::Queue => 0,
             Self::SharedArray => MMAPABLE,
         }
     }
@@ -98,7 +103,7 @@ pub(crate) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The value in a hash table of places on a disk.
+/// The value in a hash table or a queue of places on a disk.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
@@ -166,6 +171,43 @@ pub(crate) fn remove_place(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
     let mut attributes = Attributes { map: map.as_raw_fd(), padding: 0, key: address(&raw const key) };
     // SAFETY: the key lives until the call returns and is as long as the table's keys.
     unsafe { bpf(MAP_DELETE, &mut attributes) }.map(drop)
+}
+
+/// The place that has been in a queue for longest; it stays there.
+///
+/// # Errors
+/// It is no queue.
+pub(crate) fn first_place(queue: BorrowedFd<'_>) -> io::Result<Option<Place>> {
+    head_of(queue, MAP_LOOKUP)
+}
+
+/// Takes the place out of a queue that has been there for longest.
+///
+/// # Errors
+/// It is no queue.
+pub(crate) fn take_place(queue: BorrowedFd<'_>) -> io::Result<Option<Place>> {
+    head_of(queue, MAP_LOOKUP_AND_DELETE)
+}
+
+fn head_of(queue: BorrowedFd<'_>, command: libc::c_int) -> io::Result<Option<Place>> {
+    #[repr(C)]
+    struct Attributes {
+        map: RawFd,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let mut place = Place::default();
+    let value = address(&raw mut place);
+    let mut attributes = Attributes { map: queue.as_raw_fd(), padding: 0, key: 0, value, flags: 0 };
+    // SAFETY: the value lives until the call returns and is as long as the values of the queues that this is called for; a
+    // queue has no keys.
+    match unsafe { bpf(command, &mut attributes) } {
+        Ok(_) => Ok(Some(place)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Why a program was refused.

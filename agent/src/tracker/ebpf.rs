@@ -32,6 +32,9 @@ use crate::sys::{
 /// No write takes longer: that is the kernel's patience with a request. One that is noted for longer was completed unseen.
 const LONGEST_WRITE: Duration = Duration::from_secs(30);
 
+/// Discards that can wait to be collected; each is there once for every copy of the program.
+const MOST_DISCARDED: u32 = 262_144;
+
 /// How long a new tracker waits until bios that were on their way before it are complete.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,8 @@ pub(super) struct EbpfTracker {
     notes: OwnedFd,
     /// Those that the last collection found, and since when they are there.
     noted: HashMap<(u64, Place), Instant>,
+    /// The queue of discards that are complete.
+    discarded: OwnedFd,
 }
 
 /// A tracker that is there, and what became of an earlier one.
@@ -132,7 +137,7 @@ impl EbpfTracker {
 
     fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
         let Objects { maps, attached } = objects;
-        let [live, coarse, pending, meta, notes] = maps;
+        let [live, coarse, pending, meta, notes, discarded] = maps;
         let map = |map: OwnedFd, entries: u32| {
             let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(1 << ENTRY_SHIFT);
             SharedWords::map(map.as_fd(), bytes)
@@ -141,8 +146,9 @@ impl EbpfTracker {
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
         let kind = if device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
         bpf::places(notes.as_fd())?;
+        bpf::first_place(discarded.as_fd())?;
         let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
-        Ok(Self { disk, kind, marks, meta, attached, notes, noted: HashMap::new() })
+        Ok(Self { disk, kind, marks, meta, attached, notes, noted: HashMap::new(), discarded })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -182,9 +188,8 @@ impl EbpfTracker {
         let now = Instant::now();
         let mut noted = HashMap::new();
         for note in self.notes()? {
-            let (key, Place { first_sector, sectors }) = note;
-            let range = ByteRange { offset: first_sector << SECTOR_SHIFT, length: sectors << SECTOR_SHIFT };
-            self.marks.collect_range(range, pass);
+            let (key, place) = note;
+            self.marks.collect_range(range_of(place), pass);
             let since = *self.noted.get(&note).unwrap_or(&now);
             if since.elapsed() > LONGEST_WRITE {
                 // It may be complete by now.
@@ -195,6 +200,19 @@ impl EbpfTracker {
         }
         self.noted = noted;
         Ok(())
+    }
+
+    /// Makes pending what has been discarded. Each place leaves the queue last: an agent that is killed in between finds it again.
+    fn collect_discarded(&mut self, pass: Pass) -> Result<(), MarksLost> {
+        while let Some(place) = self.first_discarded()? {
+            self.marks.collect_range(range_of(place), pass);
+            bpf::take_place(self.discarded.as_fd()).map_err(|error| self.lost(unreadable_queue(&error)))?;
+        }
+        Ok(())
+    }
+
+    fn first_discarded(&self) -> Result<Option<Place>, MarksLost> {
+        bpf::first_place(self.discarded.as_fd()).map_err(|error| self.lost(unreadable_queue(&error)))
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
@@ -231,6 +249,7 @@ impl DiskTracker for EbpfTracker {
 
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.marks.collect(pass);
+        self.collect_discarded(pass)?;
         self.collect_notes(pass)?;
         self.check()
     }
@@ -245,7 +264,8 @@ impl DiskTracker for EbpfTracker {
 
     fn is_quiet(&mut self) -> Result<bool, MarksLost> {
         self.check()?;
-        Ok(self.notes()?.is_empty() && self.marks.is_quiet())
+        // In this order: what has no note any more is in the queue or marked.
+        Ok(self.notes()?.is_empty() && self.first_discarded()?.is_none() && self.marks.is_quiet())
     }
 
     fn backlog_bytes(&self) -> u64 {
@@ -288,7 +308,7 @@ struct Objects {
     attached: Vec<Attached>,
 }
 
-const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "notes"];
+const MAP_NAMES: [&str; 6] = ["live", "coarse", "pending", "meta", "notes", "discarded"];
 
 impl Objects {
     /// Makes the maps and attaches the programs.
@@ -356,29 +376,32 @@ fn hooks(device: &BlockDevice) -> &'static [Hook] {
 
 /// What the programs write to.
 fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
-    let [live, coarse, _, meta, notes] = maps.each_ref().map(OwnedFd::as_fd);
-    Maps { live, coarse, meta, notes }
+    let [live, coarse, _, meta, notes, discarded] = maps.each_ref().map(OwnedFd::as_fd);
+    Maps { live, coarse, meta, notes, discarded }
 }
 
 /// What the programs look for.
 fn target(device: &BlockDevice, geometry: Geometry) -> Target {
-    let BlockDevice { major, minor, has_requests, .. } = *device;
-    Target { major, minor, geometry, only_discards: has_requests }
+    let BlockDevice { major, minor, has_requests, discards_many, .. } = *device;
+    Target { major, minor, geometry, only_discards: has_requests, discards_many }
 }
 
 fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
-    let [live, coarse, pending, meta, notes] = shapes(device, geometry);
+    let [live, coarse, pending, meta, notes, discarded] = shapes(device, geometry);
     let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
     let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
-    let [n0, n1, n2, n3, n4] = MAP_NAMES;
-    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, notes)?])
+    let [n0, n1, n2, n3, n4, n5] = MAP_NAMES;
+    let marks = (make(n0, live)?, make(n1, coarse)?, make(n2, pending)?);
+    Ok([marks.0, marks.1, marks.2, make(n3, meta)?, make(n4, notes)?, make(n5, discarded)?])
 }
 
 fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
     let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
     let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
     let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: most_notes(device) };
-    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes]
+    let most_discarded = if device.has_requests && device.discards_many { MOST_DISCARDED } else { 1 };
+    let discarded = MapShape { kind: MapKind::Queue, key: 0, value: 16, entries: most_discarded };
+    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes, discarded]
 }
 
 /// Writes that can be noted at once. A bio that cannot be noted is lost, and writeback has many on their way; a request is
@@ -404,6 +427,14 @@ fn raise_locked_memory() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     // Without the right to do so the maps just cannot be made.
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}
+
+fn range_of(Place { first_sector, sectors }: Place) -> ByteRange {
+    ByteRange { offset: first_sector << SECTOR_SHIFT, length: sectors << SECTOR_SHIFT }
+}
+
+fn unreadable_queue(error: &io::Error) -> String {
+    format!("what was discarded cannot be read: {error}")
 }
 
 fn unfit(reason: &str) -> io::Error {

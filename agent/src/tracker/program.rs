@@ -8,8 +8,9 @@
 //!   done     block_bio_complete  a bio is complete: if its place was noted, forget the note, and mark it
 //! ```
 //! `issue` and `request` are all that a disk with a request queue needs, with one exception: where the disk takes discards of
-//! many ranges at once, a request says only the first. There `queue` follows discards; since nothing tells when such a bio is
-//! complete, it stays noted for as long as it may take. Disks without a request queue (device-mapper, md, zram, heads of
+//! many ranges at once, a request says only the first, and its bios say all of them. There `queue` notes discards, and `request`
+//! takes every bio of a discard that is complete, forgets its note, and puts its place into a queue: to mark so many places
+//! byte by byte is more than a program may do. Disks without a request queue (device-mapper, md, zram, heads of
 //! multipath) are tracked by `queue` and `done` alone. A bio is followed by its address, since its device and place are
 //! changed on its way: a driver may hand the very same bio on to another disk.
 //!
@@ -39,6 +40,9 @@ use crate::sys::bpf::Instruction;
 
 /// A request of at most this many granules is marked granule by granule. One that is not aligned touches one more.
 const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
+
+/// A request discards at most so many places (NVMe; virtio-blk as Linux drives it).
+const MOST_DISCARDS: i32 = 256;
 
 /// No request is larger: its length in bytes has 32 bits.
 const MOST_BYTES: u64 = 1 << 32;
@@ -85,6 +89,8 @@ pub(super) struct Target {
     pub(super) geometry: Geometry,
     /// Bios are followed only if they discard.
     pub(super) only_discards: bool,
+    /// A request may discard many places.
+    pub(super) discards_many: bool,
 }
 
 /// The maps that programs write to.
@@ -95,6 +101,8 @@ pub(super) struct Maps<'a> {
     pub(super) meta: BorrowedFd<'a>,
     /// From the address of a request or bio that is being written to its first sector and its length in sectors.
     pub(super) notes: BorrowedFd<'a>,
+    /// The places of discards that are complete, where requests discard many.
+    pub(super) discarded: BorrowedFd<'a>,
 }
 
 /// What programs must know of the running kernel.
@@ -107,9 +115,13 @@ pub(super) struct KernelLayout {
     request_flags: Field,
     request_sector: Field,
     request_bytes: Field,
+    /// The first of its bios.
+    request_bio: Field,
     /// From a request to its disk.
     request_disk: Vec<Field>,
     bio_flags: Field,
+    /// The next bio of the same request.
+    bio_next: Field,
     bio_sector: Field,
     bio_bytes: Field,
     /// From a bio to its disk.
@@ -140,10 +152,12 @@ impl KernelLayout {
             request_flags: btf.field("request", "cmd_flags")?,
             request_sector: btf.field("request", "__sector")?,
             request_bytes: btf.field("request", "__data_len")?,
+            request_bio: btf.field("request", "bio")?,
             // Until 5.16 a request knew its disk.
             request_disk: single("request", "rq_disk")
                 .or_else(|_| path([("request", "q"), ("request_queue", "disk")]))?,
             bio_flags: btf.field("bio", "bi_opf")?,
+            bio_next: btf.field("bio", "bi_next")?,
             bio_sector: btf.field("bio", "bi_iter.bi_sector")?,
             bio_bytes: btf.field("bio", "bi_iter.bi_size")?,
             // Until 5.11 a bio knew its disk.
@@ -239,9 +253,37 @@ impl Program<'_> {
         self.code.load(R8, R1, subject).load(R2, R8, self.layout.request_flags);
         self.code.compute(R2, And, CHANGES).jump_if(R2, Equal, 0, end);
         self.leave_unless_on_disk(&self.layout.request_disk);
-        self.code.load(R6, R8, self.layout.request_sector).store(Frame, ADDRESS, R8);
+        self.code.store(Frame, ADDRESS, R8);
+        if self.target.discards_many {
+            let one_place = self.code.label();
+            self.code.load(R2, R8, self.layout.request_flags).compute(R2, And, OPERATION);
+            self.code.jump_if(R2, Differs, DISCARD, one_place);
+            self.forget_note();
+            self.discarded();
+            self.code.bind(one_place);
+        }
+        self.code.load(R6, R8, self.layout.request_sector);
         self.forget_note();
         self.mark();
+    }
+
+    /// Puts the place of every bio of the request in `R8` into the queue, forgets its note, and ends. A place for which there is no
+    /// room is lost: whether another copy has put it there before, or will, nothing tells.
+    fn discarded(&mut self) {
+        let (end, round, next) = (self.end, self.code.label(), self.code.label());
+        self.code.load(R8, R8, self.layout.request_bio).compute(R9, Set, 0);
+        self.code.bind(round).jump_if(R8, Equal, 0, end);
+        self.code.load(R6, R8, self.layout.bio_sector).load(R7, R8, self.layout.bio_bytes);
+        self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, next);
+        self.prepare_note();
+        self.code.address_of(R2, FIRST_SECTOR).compute(R3, Set, 0);
+        self.code.set_map(R1, self.maps.discarded).call(Helper::Push);
+        self.count_unless_done();
+        self.forget_note();
+        self.code.bind(next).load(R8, R8, self.layout.bio_next).compute(R9, Add, 1);
+        self.code.jump_if(R9, Less, MOST_DISCARDS, round).jump_if(R8, Equal, 0, end);
+        self.count_lost();
+        self.code.jump(end);
     }
 
     fn bio_queue(&mut self) {
@@ -257,7 +299,7 @@ impl Program<'_> {
         self.look_up_note(fresh);
         self.code.bind(fresh);
         self.note();
-        self.count_if_not_noted();
+        self.count_unless_done();
         self.mark();
     }
 
@@ -315,14 +357,20 @@ impl Program<'_> {
         self.code.set_map(R1, self.maps.notes).call(Helper::Update);
     }
 
-    /// Counts a bio that could not be noted (`R0`) as lost: its completion will mark nothing.
-    fn count_if_not_noted(&mut self) {
-        let noted = self.code.label();
-        self.code.jump_if(R0, Equal, 0, noted);
+    /// Counts a bio that could not be put into a map (`R0`) as lost: nothing else will mark it.
+    fn count_unless_done(&mut self) {
+        let done = self.code.label();
+        self.code.jump_if(R0, Equal, 0, done);
+        self.count_lost();
+        self.code.bind(done);
+    }
+
+    fn count_lost(&mut self) {
+        let counted = self.code.label();
         self.code.compute(R2, Set, 0).store(Frame, KEY, R2).address_of(R2, KEY);
-        self.code.set_map(R1, self.maps.meta).call(Helper::Lookup).jump_if(R0, Equal, 0, noted);
+        self.code.set_map(R1, self.maps.meta).call(Helper::Lookup).jump_if(R0, Equal, 0, counted);
         self.code.compute(R1, Set, 1).atomic_add(R0, LOST_BIOS_OFFSET, R1);
-        self.code.bind(noted);
+        self.code.bind(counted);
     }
 
     /// Marks `R7` sectors from sector `R6` on.

@@ -133,11 +133,30 @@ fn small_marks_are_exact(scratch: &Scratch, tracker: &mut EbpfTracker) {
     assert_eq!(marked(tracker), [(MIB, 64 * KIB), (2 * MIB, 64 * KIB)]);
 }
 
-/// Where a request may discard many places, each is taken again and again until it must be over.
+/// A disk of which it is believed that a request may discard many places.
+fn bench_of_many_discards() -> Option<(Scratch, EbpfTracker)> {
+    bench_believing(64 * MIB, 8 * MIB, true, |device: &mut BlockDevice| device.discards_many = true)
+}
+
 #[test]
-fn live_discards_of_many_places_are_followed_one_by_one() {
-    let many = |device: &mut BlockDevice| device.discards_many = true;
-    let Some((scratch, mut tracker)) = bench_believing(64 * MIB, 8 * MIB, true, many) else { return };
+fn live_discards_of_many_places_are_over_when_they_are_complete() {
+    let Some((scratch, mut tracker)) = bench_of_many_discards() else { return };
+    scratch.discard(MIB, 64 * KIB, &[]);
+    scratch.discard(2 * MIB, 64 * KIB, &[]);
+    scratch.write(3 * MIB, 4 * KIB);
+    assert!(!tracker.is_quiet().unwrap());
+    let expected = [(MIB, 64 * KIB), (2 * MIB, 64 * KIB), (3 * MIB, 4 * KIB)];
+    tracker.collect(Pass::FIRST).unwrap();
+    assert!(tracker.noted.is_empty() && tracker.is_quiet().unwrap());
+    assert_eq!(tracker.pending().iter().map(|range| (range.offset, range.length)).collect::<Vec<_>>(), expected);
+    assert_eq!(marked(&mut tracker), expected, "until it is settled");
+    assert_eq!(marked(&mut tracker), []);
+}
+
+/// One whose completion is not seen is taken again and again until it must be over.
+#[test]
+fn live_a_discard_whose_completion_is_not_seen_is_not_lost() {
+    let Some((scratch, mut tracker)) = bench_of_many_discards() else { return };
     tracker.attached.retain(|attached| attached.hook == Hook::BioQueue);
     scratch.write(2 * MIB, 64 * KIB);
     assert_eq!(marked(&mut tracker), []);
@@ -146,11 +165,31 @@ fn live_discards_of_many_places_are_followed_one_by_one() {
         tracker.collect(Pass::FIRST).unwrap();
         let discarded = ByteRange { offset: MIB, length: 64 * KIB };
         assert_eq!(tracker.pending(), [discarded]);
+        assert!(!tracker.is_quiet().unwrap());
         tracker.settle(discarded, Pass::FIRST);
     }
     age(&mut tracker);
     tracker.collect(Pass::FIRST).unwrap();
     assert!(tracker.is_quiet().unwrap() && !tracker.pending().is_empty());
+}
+
+/// The queue of a disk for which there need be none has room for one place, and every copy of the program puts it there.
+#[test]
+fn live_discards_for_which_the_queue_has_no_room_are_lost() {
+    let Some((scratch, mut tracker)) = bench(64 * MIB, 8 * MIB, true) else { return };
+    let Ok(Kernel { layout, .. }) = kernel() else { return };
+    let plain = BlockDevice::at(&scratch.path()).unwrap();
+    let mut device = plain.clone();
+    device.discards_many = true;
+    let geometry = tracker.marks.geometry();
+    let maps = create_maps(&plain, geometry).unwrap();
+    let attached = Attached::copies(Hook::Request, layout, target(&device, geometry), written(&maps)).unwrap();
+    let disk = TrackedDisk { path: scratch.path(), volume: VolumeId::generate(), size_bytes: 64 * MIB };
+    tracker = EbpfTracker::over(&disk, &device, geometry, Objects { maps, attached }).unwrap();
+    tracker.collect(Pass::FIRST).unwrap();
+    scratch.discard(MIB, 64 * KIB, &[]);
+    let lost = tracker.collect(Pass::FIRST).unwrap_err();
+    assert!(lost.to_string().contains("too many to be followed"), "{lost}");
 }
 
 /// What was found noted was found long ago.
