@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::accelerator::Accelerator;
 use crate::error::{Context, Error, Result};
 use crate::net::{Answer, free_port, wait_http_while};
-use crate::process::Running;
+use crate::process::{Running, on_one_cpu};
 use crate::qmp::Qmp;
 
 /// What the disks hang on.
@@ -82,6 +82,8 @@ pub struct MachineSpec {
     pub address: Option<Ipv4Addr>,
     /// With a second controller, on which disks may be added while the machine runs; see [`Machine::add_disk`].
     pub hot_plug: bool,
+    /// One more disk, on NVMe wherever the others hang. See [`MachineSpec::with_nvme`].
+    pub nvme: Option<PathBuf>,
 }
 
 impl MachineSpec {
@@ -100,6 +102,7 @@ impl MachineSpec {
             guest_ports: vec![22, 80, 8022],
             address: None,
             hot_plug: false,
+            nvme: None,
         }
     }
 
@@ -158,6 +161,13 @@ impl MachineSpec {
         Self { hot_plug: true, ..self }
     }
 
+    /// The same machine with one more disk, on NVMe, and with one processor. On several, QEMU's NVMe device overlooks requests now and
+    /// then, and the guest waits for half a minute for each; see crates/local/src/compute/conversion.rs.
+    #[must_use]
+    pub fn with_nvme(self, disk: &Path) -> Self {
+        Self { nvme: Some(disk.to_owned()), cpus: 1, ..self }
+    }
+
     /// Starts the machine; its socket, logs and firmware variables live in `folder`, which is created.
     ///
     /// # Errors
@@ -174,7 +184,10 @@ impl MachineSpec {
     }
 
     fn command(&self, folder: &Path, ports: &[(u16, u16)]) -> Result<Command> {
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = match self.nvme {
+            Some(_) => on_one_cpu("qemu-system-x86_64"),
+            None => Command::new("qemu-system-x86_64"),
+        };
         command
             .args(Accelerator::choose().arguments())
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-vga", "std", "-M", self.board()])
@@ -209,12 +222,16 @@ impl MachineSpec {
         if self.controller == Controller::Pvscsi {
             command.args(["-device", "pvscsi,id=scsi0"]);
         }
+        // The host's crash is not part of any experiment: no flush reaches the host's disk.
+        let drive = |disk: &Path, id: &str| {
+            let file = disk.display();
+            ["-drive".to_owned(), format!("file={file},format=raw,if=none,id={id},cache=unsafe,discard=unmap")]
+        };
         for (index, disk) in self.disks.iter().enumerate() {
-            // The host's crash is not part of any experiment: no flush reaches the host's disk.
-            command
-                .arg("-drive")
-                .arg(format!("file={},format=raw,if=none,id=disk{index},cache=unsafe,discard=unmap", disk.display()))
-                .args(["-device", &self.disk_device(index)]);
+            command.args(drive(disk, &format!("disk{index}"))).args(["-device", &self.disk_device(index)]);
+        }
+        if let Some(disk) = &self.nvme {
+            command.args(drive(disk, "nvme")).args(["-device", "nvme,drive=nvme,serial=nvme"]);
         }
     }
 

@@ -9,6 +9,21 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 
+/// A command that runs on one processor only.
+#[must_use]
+pub fn on_one_cpu(program: &str) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &first_cpu(), program]);
+    command
+}
+
+/// A processor that may be used here, by its number.
+fn first_cpu() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or("0").trim();
+    allowed.split([',', '-']).next().unwrap_or("0").to_owned()
+}
+
 /// A running child, killed through its own handle when this is dropped. Its output goes to a file.
 #[derive(Debug)]
 pub struct Running {

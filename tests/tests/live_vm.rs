@@ -27,12 +27,12 @@ fn live_vm_replicates_while_it_writes() -> Result<()> {
     let mut phases = Phases::default();
     let space = Workspace::new("live")?;
     let server = phases.run("boot", || {
-        let server = LiveServer::start(space.folder(), PATIENCE)?;
+        let server = LiveServer::start(space.folder(), None, PATIENCE)?;
         server.start_writer(space.folder())?;
         Ok(server)
     })?;
     let region = Region::start(space.folder(), &[GATEWAY])?;
-    let id = phases.run("installation", || server.install_agent(&region, space.folder()))?;
+    let id = phases.run("installation", || server.install_agent(&region, space.folder(), ""))?;
     let mut bed = Bed { space, server, region, id, first: Counters { sent: 0, read: 0 } };
 
     phases.run("first copy", || bed.first_copy())?;

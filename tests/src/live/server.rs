@@ -45,14 +45,19 @@ pub struct LiveServer {
 }
 
 impl LiveServer {
-    /// Boots it; its files are made in `folder`.
+    /// Boots it, with an NVMe disk beside its own or without; its files are made in `folder`.
     ///
     /// # Errors
     /// When the image cannot be built, or the server does not answer.
-    pub fn start(folder: &Path, patience: Duration) -> Result<Self> {
+    pub fn start(folder: &Path, nvme: Option<&Path>, patience: Duration) -> Result<Self> {
         let disk = folder.join("source.img");
         let key = DebianServer::default().build(&disk)?;
-        let mut machine = MachineSpec::source(&disk).memory(768).hot_plug().start(&folder.join("source"))?;
+        let spec = MachineSpec::source(&disk).memory(768).hot_plug();
+        let spec = match nvme {
+            Some(nvme) => spec.with_nvme(nvme),
+            None => spec,
+        };
+        let mut machine = spec.start(&folder.join("source"))?;
         machine.wait_http(80, "/", patience)?;
         let ssh = Ssh::new(machine.port(22)?, key);
         ssh.wait(patience)?;
@@ -91,17 +96,17 @@ impl LiveServer {
         self.wait_records(1)
     }
 
-    /// Installs the agent as an administrator would; the server's id.
+    /// Installs the agent as an administrator would, with these further options; the server's id.
     ///
     /// # Errors
     /// When the installation fails.
-    pub fn install_agent(&self, region: &Region, folder: &Path) -> Result<String> {
+    pub fn install_agent(&self, region: &Region, folder: &Path, options: &str) -> Result<String> {
         let key = region.install_key()?;
         self.install(&paths::binary("rehost-agent")?, "/root/rehost-agent", folder)?;
         // The secret goes by the environment, so that it stands in no process list and no history.
         let output = self.sh(&format!(
             "AWS_SECRET_ACCESS_KEY='{}' /root/rehost-agent install --endpoint https://{GATEWAY}:{} --ca-fingerprint {} \
-             --aws-access-key-id {} --no-prompt",
+             --aws-access-key-id {} --no-prompt {options}",
             key.secret_access_key,
             region.port(),
             key.ca_fingerprint,

@@ -21,7 +21,7 @@ use crate::error::{Context, Error, Result};
 use crate::machine::{Firmware, Machine, MachineSpec};
 use crate::negative::copy_sparse;
 use crate::paths;
-use crate::process::{Running, run};
+use crate::process::{Running, on_one_cpu, run};
 
 /// How long a conversion may take, on a busy host without KVM.
 const CONVERSION_LIMIT: Duration = Duration::from_secs(900);
@@ -246,9 +246,8 @@ impl Inner {
             members.remove("volumes");
         }
         // On one processor, as the local region does it and for the same reason (crates/local/src/compute/conversion.rs).
-        let mut command = Command::new("taskset");
+        let mut command = on_one_cpu("qemu-system-x86_64");
         command
-            .args(["--cpu-list", &first_cpu(), "qemu-system-x86_64"])
             .args(Accelerator::choose().arguments())
             .args(["-M", "q35", "-smp", "1", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-no-reboot", "-kernel"])
@@ -341,13 +340,6 @@ fn write_secret(path: &Path, text: &str) -> Result<()> {
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path).context(what)?;
     std::io::Write::write_all(&mut file, text.as_bytes()).context(what)
-}
-
-/// A processor that may be used here, by its number.
-fn first_cpu() -> String {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or("0").trim();
-    allowed.split([',', '-']).next().unwrap_or("0").to_owned()
 }
 
 /// The folder with the kernel of conversion machines, fetched if need be.
