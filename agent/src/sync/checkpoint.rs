@@ -5,7 +5,8 @@
 //!                                        │ always something
 //!                                        └──> presync, passes, freeze ── all was read ──> FROZEN
 //!                                                                           │ not so
-//!                                                                           └──> NONE, if nothing else is left
+//!                                                                           └──> quiet passes for some seconds ──> QUIESCENT
+//!                                                                                      └──> NONE, if nothing else is left
 //! ```
 //! Everything of it is sent before the `Checkpoint` frame, and nothing later before that is acknowledged.
 
@@ -29,6 +30,10 @@ const MOST_PASSES: u32 = 20;
 const LITTLE: u64 = MOST_LEFT / 4;
 const QUIET_TRIES: u32 = 3;
 const FREEZE_TRIES: u32 = 3;
+/// Whoever asked for a checkpoint waits so long for a moment at which nothing is written, if nothing else makes it one state.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks whether that moment has come.
+const LOOK: Duration = Duration::from_millis(20);
 /// Marks that are lost again and again cannot be worked with.
 const MOST_LOSSES: u32 = 3;
 
@@ -122,6 +127,9 @@ impl Driver<'_> {
             Ok(at) => return Ok(Attempt::Taken(Taken { consistency: Consistency::Frozen, at, shortfall: None })),
             Err(reason) => reason,
         };
+        if epoch != CONTINUOUS && let Some(at) = self.moment_of_rest()? {
+            return Ok(Attempt::Taken(Taken { consistency: Consistency::Quiescent, at, shortfall: None }));
+        }
         if self.has_lost_marks() {
             return Ok(Attempt::Lost);
         }
@@ -197,6 +205,19 @@ impl Driver<'_> {
         if sent {
             self.schedule.unconfirmed = true;
             self.settle_all()?;
+        }
+        Ok(None)
+    }
+
+    /// Quiet passes until one succeeds, or patience ends.
+    fn moment_of_rest(&mut self) -> Result<Option<Instant>, Halt> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE && self.disks.iter().all(|disk| disk.covered) {
+            if let Some(at) = self.quiet_round()? {
+                return Ok(Some(at));
+            }
+            self.control.wait(LOOK);
+            self.ledger.check()?;
         }
         Ok(None)
     }

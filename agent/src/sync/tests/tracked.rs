@@ -292,6 +292,25 @@ fn without_a_freezer_a_busy_disk_is_of_no_moment_and_says_so() {
 }
 
 #[test]
+fn who_asked_waits_for_a_moment_of_rest() {
+    let (bed, disk) = tracked(8 * MIB, 4096);
+    reach(&bed, 1);
+    disk.write(0, &Random::new().bytes(MIB));
+    disk.set_busy(true);
+    let rests = thread::spawn({
+        let disk = disk.clone();
+        move || {
+            thread::sleep(Duration::from_secs(1));
+            disk.set_busy(false);
+        }
+    });
+    let progress = reach(&bed, 2);
+    rests.join().unwrap();
+    assert_eq!(progress.consistency, Some(Consistency::Quiescent));
+    assert_eq!(progress.shortfall, None);
+}
+
+#[test]
 fn checkpoints_come_by_themselves_while_anything_changes() {
     let mut random = Random::new();
     let (bed, disk) = tracked(16 * MIB, 4096);
