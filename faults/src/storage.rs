@@ -100,6 +100,12 @@ impl Home {
         self.folder.join("home")
     }
 
+    /// A file that takes all the room there is. A power cut may undo its removal; then it is removed once more, rather than flushing the
+    /// first time, which would flush what the replicator forgets to flush.
+    pub(crate) fn filler(&self) -> PathBuf {
+        self.path().join("filler")
+    }
+
     /// When the files with this extension were last written, and how long they are.
     pub(crate) fn stamps(&self, extension: &str) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
         let entries = fs::read_dir(self.path()).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -138,7 +144,9 @@ impl Home {
         self.device = None;
         fs::remove_file(self.image())?;
         self.generation += 1;
-        self.attach()
+        self.attach()?;
+        let _ = fs::remove_file(self.filler());
+        Ok(())
     }
 
     fn attach(&mut self) -> Result<()> {

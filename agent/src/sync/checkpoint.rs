@@ -127,7 +127,9 @@ impl Driver<'_> {
             Ok(at) => return Ok(Attempt::Taken(Taken { consistency: Consistency::Frozen, at, shortfall: None })),
             Err(reason) => reason,
         };
-        if epoch != CONTINUOUS && let Some(at) = self.moment_of_rest()? {
+        if epoch != CONTINUOUS
+            && let Some(at) = self.moment_of_rest()?
+        {
             return Ok(Attempt::Taken(Taken { consistency: Consistency::Quiescent, at, shortfall: None }));
         }
         if self.has_lost_marks() {

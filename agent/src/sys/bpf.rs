@@ -12,7 +12,6 @@ use std::{
 };
 
 const MAP_CREATE: libc::c_int = 0;
-const MAP_LOOKUP: libc::c_int = 1;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
@@ -50,8 +49,6 @@ pub(crate) enum MapKind {
     SharedArray,
     /// A hash table, allocated beforehand.
     Hash,
-    /// What is put in first comes out first. It has no keys.
-    Queue,
 }
 
 impl MapKind {
@@ -59,14 +56,13 @@ impl MapKind {
         match self {
             Self::Hash => 1,
             Self::SharedArray => 2,
-            Self::Queue => 22,
         }
     }
 
     fn flags(self) -> u32 {
         const MMAPABLE: u32 = 1 << 10;
         match self {
-            Self::Hash | Self::Queue => 0,
+            Self::Hash => 0,
             Self::SharedArray => MMAPABLE,
         }
     }
@@ -103,7 +99,7 @@ pub(crate) fn create_map(name: &str, shape: MapShape) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The value in a hash table or a queue of places on a disk.
+/// The value in a hash table of places on a disk.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Place {
@@ -173,23 +169,11 @@ pub(crate) fn remove_place(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
     unsafe { bpf(MAP_DELETE, &mut attributes) }.map(drop)
 }
 
-/// The place that has been in a queue for longest; it stays there.
+/// Removes an entry of a hash table from addresses to places; what it was in that moment.
 ///
 /// # Errors
-/// It is no queue.
-pub(crate) fn first_place(queue: BorrowedFd<'_>) -> io::Result<Option<Place>> {
-    head_of(queue, MAP_LOOKUP)
-}
-
-/// Takes the place out of a queue that has been there for longest.
-///
-/// # Errors
-/// It is no queue.
-pub(crate) fn take_place(queue: BorrowedFd<'_>) -> io::Result<Option<Place>> {
-    head_of(queue, MAP_LOOKUP_AND_DELETE)
-}
-
-fn head_of(queue: BorrowedFd<'_>, command: libc::c_int) -> io::Result<Option<Place>> {
+/// There is none, or the kernel is older than 5.14, which cannot do both at once.
+pub(crate) fn take_place(map: BorrowedFd<'_>, key: u64) -> io::Result<Place> {
     #[repr(C)]
     struct Attributes {
         map: RawFd,
@@ -199,15 +183,11 @@ fn head_of(queue: BorrowedFd<'_>, command: libc::c_int) -> io::Result<Option<Pla
         flags: u64,
     }
     let mut place = Place::default();
-    let value = address(&raw mut place);
-    let mut attributes = Attributes { map: queue.as_raw_fd(), padding: 0, key: 0, value, flags: 0 };
-    // SAFETY: the value lives until the call returns and is as long as the values of the queues that this is called for; a
-    // queue has no keys.
-    match unsafe { bpf(command, &mut attributes) } {
-        Ok(_) => Ok(Some(place)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let (key, value) = (address(&raw const key), address(&raw mut place));
+    let mut attributes = Attributes { map: map.as_raw_fd(), padding: 0, key, value, flags: 0 };
+    // SAFETY: key and value live until the call returns and are as long as the table's.
+    unsafe { bpf(MAP_LOOKUP_AND_DELETE, &mut attributes) }?;
+    Ok(place)
 }
 
 /// Why a program was refused.

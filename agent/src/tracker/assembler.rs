@@ -62,7 +62,6 @@ pub(super) enum Helper {
     Lookup = 1,
     Update = 2,
     Delete = 3,
-    Push = 87,
 }
 
 /// A place in the program that is jumped to.

@@ -22,7 +22,7 @@ use super::{
     meta::{META_BYTES, Meta},
     mounts::BPFFS,
     pins,
-    program::{Hook, KernelLayout, Maps, SECTOR_SHIFT, Target},
+    program::{COMPLETE, Hook, KernelLayout, Maps, SECTOR_SHIFT, Target},
 };
 use crate::sys::{
     bpf::{self, LoadError, MapKind, MapShape, Place},
@@ -31,9 +31,6 @@ use crate::sys::{
 
 /// No write takes longer: that is the kernel's patience with a request. One that is noted for longer was completed unseen.
 const LONGEST_WRITE: Duration = Duration::from_secs(30);
-
-/// Discards that can wait to be collected; each is there once for every copy of the program.
-const MOST_DISCARDED: u32 = 262_144;
 
 /// How long a new tracker waits until bios that were on their way before it are complete.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -62,10 +59,10 @@ pub(super) struct EbpfTracker {
     attached: Vec<Attached>,
     /// The map of writes that are noted.
     notes: OwnedFd,
+    /// Whether there are notes of what is complete, which are as good as marks.
+    notes_mark: bool,
     /// Those that the last collection found, and since when they are there.
     noted: HashMap<(u64, Place), Instant>,
-    /// The queue of discards that are complete.
-    discarded: OwnedFd,
 }
 
 /// A tracker that is there, and what became of an earlier one.
@@ -137,7 +134,7 @@ impl EbpfTracker {
 
     fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
         let Objects { maps, attached } = objects;
-        let [live, coarse, pending, meta, notes, discarded] = maps;
+        let [live, coarse, pending, meta, notes] = maps;
         let map = |map: OwnedFd, entries: u32| {
             let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(1 << ENTRY_SHIFT);
             SharedWords::map(map.as_fd(), bytes)
@@ -146,9 +143,9 @@ impl EbpfTracker {
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
         let kind = if device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
         bpf::places(notes.as_fd())?;
-        bpf::first_place(discarded.as_fd())?;
+        let notes_mark = device.has_requests && device.discards_many;
         let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
-        Ok(Self { disk, kind, marks, meta, attached, notes, noted: HashMap::new(), discarded })
+        Ok(Self { disk, kind, marks, meta, attached, notes, notes_mark, noted: HashMap::new() })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -190,6 +187,14 @@ impl EbpfTracker {
         for note in self.notes()? {
             let (key, place) = note;
             self.marks.collect_range(range_of(place), pass);
+            // Before 5.14 it stays like one that may be under way: taken away in two steps, it might be a later one.
+            if is_complete(place)
+                && let Ok(taken) = bpf::take_place(self.notes.as_fd(), key)
+            {
+                // One that is under way at this address by now will be noted again when it is complete.
+                self.marks.collect_range(range_of(taken), pass);
+                continue;
+            }
             let since = *self.noted.get(&note).unwrap_or(&now);
             if since.elapsed() > LONGEST_WRITE {
                 // It may be complete by now.
@@ -200,19 +205,6 @@ impl EbpfTracker {
         }
         self.noted = noted;
         Ok(())
-    }
-
-    /// Makes pending what has been discarded. Each place leaves the queue last: an agent that is killed in between finds it again.
-    fn collect_discarded(&mut self, pass: Pass) -> Result<(), MarksLost> {
-        while let Some(place) = self.first_discarded()? {
-            self.marks.collect_range(range_of(place), pass);
-            bpf::take_place(self.discarded.as_fd()).map_err(|error| self.lost(unreadable_queue(&error)))?;
-        }
-        Ok(())
-    }
-
-    fn first_discarded(&self) -> Result<Option<Place>, MarksLost> {
-        bpf::first_place(self.discarded.as_fd()).map_err(|error| self.lost(unreadable_queue(&error)))
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
@@ -249,7 +241,6 @@ impl DiskTracker for EbpfTracker {
 
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.marks.collect(pass);
-        self.collect_discarded(pass)?;
         self.collect_notes(pass)?;
         self.check()
     }
@@ -264,12 +255,16 @@ impl DiskTracker for EbpfTracker {
 
     fn is_quiet(&mut self) -> Result<bool, MarksLost> {
         self.check()?;
-        // In this order: what has no note any more is in the queue or marked.
-        Ok(self.notes()?.is_empty() && self.first_discarded()?.is_none() && self.marks.is_quiet())
+        // What is complete, and neither noted nor marked yet, nobody has been told of.
+        Ok(self.notes()?.is_empty() && self.marks.is_quiet())
     }
 
     fn backlog_bytes(&self) -> u64 {
-        self.marks.backlog_bytes()
+        let complete = || {
+            let places = self.notes().unwrap_or_default().into_iter().map(|(_, place)| place);
+            places.filter(|place| is_complete(*place)).map(|place| range_of(place).length).sum::<u64>()
+        };
+        self.marks.backlog_bytes() + if self.notes_mark { complete() } else { 0 }
     }
 }
 
@@ -286,10 +281,14 @@ struct Attached {
 impl Attached {
     /// Loads the program of a hook and attaches every copy.
     fn copies(hook: Hook, layout: &KernelLayout, target: Target, maps: Maps<'_>) -> Result<Vec<Self>, EbpfError> {
-        let code = layout.program(hook, target, maps);
         let name = format!("rehost_{}", hook.name());
+        let load = |target| bpf::load_program(&name, &layout.program(hook, target, maps), layout.tracepoint(hook).0);
         let attach = |copy| {
-            let program = bpf::load_program(&name, &code, layout.tracepoint(hook).0)?;
+            // A verifier that cannot follow it through so many bios: then their notes grow old.
+            let program = load(target).or_else(|error| match target.discards_many {
+                true => load(Target { discards_many: false, ..target }),
+                false => Err(error),
+            })?;
             let link = bpf::attach(program.as_fd());
             let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
             Ok(Self { hook, copy, program, link })
@@ -308,7 +307,7 @@ struct Objects {
     attached: Vec<Attached>,
 }
 
-const MAP_NAMES: [&str; 6] = ["live", "coarse", "pending", "meta", "notes", "discarded"];
+const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "notes"];
 
 impl Objects {
     /// Makes the maps and attaches the programs.
@@ -376,8 +375,8 @@ fn hooks(device: &BlockDevice) -> &'static [Hook] {
 
 /// What the programs write to.
 fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
-    let [live, coarse, _, meta, notes, discarded] = maps.each_ref().map(OwnedFd::as_fd);
-    Maps { live, coarse, meta, notes, discarded }
+    let [live, coarse, _, meta, notes] = maps.each_ref().map(OwnedFd::as_fd);
+    Maps { live, coarse, meta, notes }
 }
 
 /// What the programs look for.
@@ -387,21 +386,18 @@ fn target(device: &BlockDevice, geometry: Geometry) -> Target {
 }
 
 fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
-    let [live, coarse, pending, meta, notes, discarded] = shapes(device, geometry);
+    let [live, coarse, pending, meta, notes] = shapes(device, geometry);
     let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
     let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
-    let [n0, n1, n2, n3, n4, n5] = MAP_NAMES;
-    let marks = (make(n0, live)?, make(n1, coarse)?, make(n2, pending)?);
-    Ok([marks.0, marks.1, marks.2, make(n3, meta)?, make(n4, notes)?, make(n5, discarded)?])
+    let [n0, n1, n2, n3, n4] = MAP_NAMES;
+    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, notes)?])
 }
 
 fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
     let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
     let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
     let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: most_notes(device) };
-    let most_discarded = if device.has_requests && device.discards_many { MOST_DISCARDED } else { 1 };
-    let discarded = MapShape { kind: MapKind::Queue, key: 0, value: 16, entries: most_discarded };
-    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes, discarded]
+    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes]
 }
 
 /// Writes that can be noted at once. A bio that cannot be noted is lost, and writeback has many on their way; a request is
@@ -429,12 +425,12 @@ fn raise_locked_memory() {
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
-fn range_of(Place { first_sector, sectors }: Place) -> ByteRange {
-    ByteRange { offset: first_sector << SECTOR_SHIFT, length: sectors << SECTOR_SHIFT }
+fn is_complete(place: Place) -> bool {
+    place.sectors & COMPLETE != 0
 }
 
-fn unreadable_queue(error: &io::Error) -> String {
-    format!("what was discarded cannot be read: {error}")
+fn range_of(place: Place) -> ByteRange {
+    ByteRange { offset: place.first_sector << SECTOR_SHIFT, length: (place.sectors & !COMPLETE) << SECTOR_SHIFT }
 }
 
 fn unfit(reason: &str) -> io::Error {

@@ -21,12 +21,12 @@ use super::{device::BlockDevice, geometry::Geometry};
 use crate::sys::shared::SharedWords;
 
 /// Changed whenever the maps or the programs mean something else: what an older agent left is then set up anew.
-const VERSION: u64 = 0x7265_686f_7374_0002;
+const VERSION: u64 = 0x7265_686f_7374_0001;
 
 /// Bytes of the page; all of it is one value of an array map.
 pub(super) const META_BYTES: u32 = 4096;
 
-/// Where the programs count bios that they could neither note nor mark.
+/// Where the programs count bios that nothing follows: they could not be noted.
 pub(super) const LOST_BIOS_OFFSET: i16 = 8 * 8;
 
 const IDENTITY: std::ops::Range<usize> = 1..5;

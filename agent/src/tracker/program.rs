@@ -8,9 +8,9 @@
 //!   done     block_bio_complete  a bio is complete: if its place was noted, forget the note, and mark it
 //! ```
 //! `issue` and `request` are all that a disk with a request queue needs, with one exception: where the disk takes discards of
-//! many ranges at once, a request says only the first, and its bios say all of them. There `queue` notes discards, and `request`
-//! takes every bio of a discard that is complete, forgets its note, and puts its place into a queue: to mark so many places
-//! byte by byte is more than a program may do. Disks without a request queue (device-mapper, md, zram, heads of
+//! many ranges at once, a request says only the first, and its bios say all of them. There `queue` follows discards, and `request`
+//! notes of every bio of a discard that it is [`COMPLETE`], instead of marking it: so many places byte by byte are more than a
+//! program may mark. Such a note is collected like a mark; it stays until then, or until its address is used again. Disks without a request queue (device-mapper, md, zram, heads of
 //! multipath) are tracked by `queue` and `done` alone. A bio is followed by its address, since its device and place are
 //! changed on its way: a driver may hand the very same bio on to another disk.
 //!
@@ -43,6 +43,9 @@ const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
 
 /// A request discards at most so many places (NVMe; virtio-blk as Linux drives it).
 const MOST_DISCARDS: i32 = 256;
+
+/// In the number of sectors of a note: this discard is complete. No bio has so many sectors.
+pub(super) const COMPLETE: u64 = 1 << 63;
 
 /// No request is larger: its length in bytes has 32 bits.
 const MOST_BYTES: u64 = 1 << 32;
@@ -89,7 +92,7 @@ pub(super) struct Target {
     pub(super) geometry: Geometry,
     /// Bios are followed only if they discard.
     pub(super) only_discards: bool,
-    /// A request may discard many places.
+    /// The bios of a discard that is complete are looked at.
     pub(super) discards_many: bool,
 }
 
@@ -101,8 +104,6 @@ pub(super) struct Maps<'a> {
     pub(super) meta: BorrowedFd<'a>,
     /// From the address of a request or bio that is being written to its first sector and its length in sectors.
     pub(super) notes: BorrowedFd<'a>,
-    /// The places of discards that are complete, where requests discard many.
-    pub(super) discarded: BorrowedFd<'a>,
 }
 
 /// What programs must know of the running kernel.
@@ -211,6 +212,7 @@ const KEY: Field = Field { offset: -4, width: Width::Four };
 const ADDRESS: Field = Field { offset: -16, width: Width::Eight };
 const SECTORS: Field = Field { offset: -24, width: Width::Eight };
 const FIRST_SECTOR: Field = Field { offset: -32, width: Width::Eight };
+const REQUEST: Field = Field { offset: -40, width: Width::Eight };
 
 /// Where the parts of a noted place are.
 const PLACE_FIRST: Field = Field { offset: 0, width: Width::Eight };
@@ -253,37 +255,44 @@ impl Program<'_> {
         self.code.load(R8, R1, subject).load(R2, R8, self.layout.request_flags);
         self.code.compute(R2, And, CHANGES).jump_if(R2, Equal, 0, end);
         self.leave_unless_on_disk(&self.layout.request_disk);
-        self.code.store(Frame, ADDRESS, R8);
         if self.target.discards_many {
             let one_place = self.code.label();
             self.code.load(R2, R8, self.layout.request_flags).compute(R2, And, OPERATION);
-            self.code.jump_if(R2, Differs, DISCARD, one_place);
-            self.forget_note();
-            self.discarded();
-            self.code.bind(one_place);
+            self.code.jump_if(R2, Differs, DISCARD, one_place).store(Frame, REQUEST, R8);
+            self.note_discarded();
+            self.forget_note(REQUEST);
+            self.code.jump(end).bind(one_place);
         }
-        self.code.load(R6, R8, self.layout.request_sector);
-        self.forget_note();
+        self.code.load(R6, R8, self.layout.request_sector).store(Frame, ADDRESS, R8);
+        self.forget_note(ADDRESS);
         self.mark();
     }
 
-    /// Puts the place of every bio of the request in `R8` into the queue, forgets its note, and ends. A place for which there is no
-    /// room is lost: whether another copy has put it there before, or will, nothing tells.
-    fn discarded(&mut self) {
-        let (end, round, next) = (self.end, self.code.label(), self.code.label());
+    /// Notes that every bio of the request in `R8` is complete.
+    fn note_discarded(&mut self) {
+        let [done, round, next, other, free] = [(); 5].map(|()| self.code.label());
         self.code.load(R8, R8, self.layout.request_bio).compute(R9, Set, 0);
-        self.code.bind(round).jump_if(R8, Equal, 0, end);
+        // The verifier takes two ways through a round for one if the stack looks the same after both.
+        self.code.store(Frame, KEY, R9);
+        self.code.bind(round).jump_if(R8, Equal, 0, done);
         self.code.load(R6, R8, self.layout.bio_sector).load(R7, R8, self.layout.bio_bytes);
         self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, next);
+        self.code.set_wide(R1, COMPLETE).compute(R7, Add, R1);
         self.prepare_note();
-        self.code.address_of(R2, FIRST_SECTOR).compute(R3, Set, 0);
-        self.code.set_map(R1, self.maps.discarded).call(Helper::Push);
-        self.count_unless_done();
-        self.forget_note();
-        self.code.bind(next).load(R8, R8, self.layout.bio_next).compute(R9, Add, 1);
-        self.code.jump_if(R9, Less, MOST_DISCARDS, round).jump_if(R8, Equal, 0, end);
+        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
+        self.code.jump_if(R0, Equal, 0, free).load(R2, R0, PLACE_SECTORS).load(R3, R0, PLACE_FIRST);
+        // Another copy of this program was here.
+        self.code.jump_if(R3, Differs, R6, other).jump_if(R2, Equal, R7, next);
+        // A bio that was split off is not seen before it is complete. If one lies there that was not collected, that one is lost.
+        self.code.bind(other).compute(R2, ShiftRight, 63).jump_if(R2, Equal, 0, free);
         self.count_lost();
-        self.code.jump(end);
+        self.code.bind(free);
+        self.note();
+        self.count_if_not_noted();
+        self.code.bind(next).load(R8, R8, self.layout.bio_next).compute(R9, Add, 1);
+        self.code.jump_if(R9, Less, MOST_DISCARDS, round).jump_if(R8, Equal, 0, done);
+        self.count_lost();
+        self.code.bind(done);
     }
 
     fn bio_queue(&mut self) {
@@ -299,7 +308,7 @@ impl Program<'_> {
         self.look_up_note(fresh);
         self.code.bind(fresh);
         self.note();
-        self.count_unless_done();
+        self.count_if_not_noted();
         self.mark();
     }
 
@@ -309,7 +318,7 @@ impl Program<'_> {
         self.leave_unless_followed();
         self.code.store(Frame, ADDRESS, R8);
         self.look_up_note(end);
-        self.forget_note();
+        self.forget_note(ADDRESS);
         self.mark();
     }
 
@@ -345,10 +354,13 @@ impl Program<'_> {
     fn look_up_note(&mut self, if_none: Label) {
         self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
         self.code.jump_if(R0, Equal, 0, if_none).load(R6, R0, PLACE_FIRST).load(R7, R0, PLACE_SECTORS);
+        // It may be complete.
+        self.code.truncate(R7);
     }
 
-    fn forget_note(&mut self) {
-        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Delete);
+    /// Forgets the note under the address that is kept there.
+    fn forget_note(&mut self, address: Field) {
+        self.code.address_of(R2, address).set_map(R1, self.maps.notes).call(Helper::Delete);
     }
 
     /// Notes the place that is prepared under the prepared address. `R0` is 0 if that succeeded.
@@ -357,12 +369,12 @@ impl Program<'_> {
         self.code.set_map(R1, self.maps.notes).call(Helper::Update);
     }
 
-    /// Counts a bio that could not be put into a map (`R0`) as lost: nothing else will mark it.
-    fn count_unless_done(&mut self) {
-        let done = self.code.label();
-        self.code.jump_if(R0, Equal, 0, done);
+    /// Counts a bio that could not be noted (`R0`) as lost: nothing else marks it.
+    fn count_if_not_noted(&mut self) {
+        let noted = self.code.label();
+        self.code.jump_if(R0, Equal, 0, noted);
         self.count_lost();
-        self.code.bind(done);
+        self.code.bind(noted);
     }
 
     fn count_lost(&mut self) {

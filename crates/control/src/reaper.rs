@@ -4,20 +4,21 @@
 //! never races who is at work: a resource is in the ledger before it exists, so that whatever is listed first and has no entry afterwards was
 //! struck out or never written; and what belongs to a job, or to a server that is leaving, is left to those.
 
+mod groups;
 mod verdict;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replicator::ReplicationServer;
 use rehost_model::snapshot::SnapshotSet;
-use rehost_model::{Job, JobId, ReplicatorId, ServerId, SourceServer, Timestamp};
+use rehost_model::{Job, JobId, ReplicatorId, SecurityGroupId, ServerId, SourceServer, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::costs::{self, PriceTable, ServerCost};
 use crate::ledger;
 use crate::ports::{PortResult, Ports, SharedGroup, TaggedResource};
-use crate::{PortError, PortErrorKind, repo};
+use crate::{PortError, repo};
 
 /// What the ledger and the tags show, and what was done about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,7 +109,7 @@ pub async fn reap(ports: &Ports, prices: Option<&PriceTable>, dry_run: bool) -> 
     let now = ports.clock.now();
     // In this order: what exists now has been in the ledger before.
     let real = ports.compute.tagged_resources(None).await?;
-    let groups = ports.compute.shared_groups().await?;
+    let groups = groups::listed(ports).await;
     let ledger: Vec<LedgerEntry> = repo::list(ports, "").await?;
     let facts = Facts::gather(ports, Listed { real, groups }, ledger, now).await?;
     let mut findings = verdict::of_entries(&facts);
@@ -142,8 +143,8 @@ struct Facts {
     now: Timestamp,
     real: Vec<TaggedResource>,
     groups: Vec<SharedGroup>,
-    /// Where servers replicate; only asked for if there are such groups.
-    networks: BTreeSet<String>,
+    /// Who needs those; only asked for if there are any.
+    group_needs: groups::Needs,
     ledger: Vec<LedgerEntry>,
     servers: BTreeMap<ServerId, SourceServer>,
     jobs: BTreeMap<JobId, Job>,
@@ -156,12 +157,12 @@ impl Facts {
         let servers = repo::list::<SourceServer>(ports, "").await?;
         let jobs = repo::list::<Job>(ports, "").await?;
         let Listed { real, groups } = listed;
-        let networks = if groups.is_empty() { BTreeSet::new() } else { networks(ports, &servers).await? };
+        let group_needs = groups::Needs::gather(ports, &groups, &servers).await;
         Ok(Self {
             now,
             real,
             groups,
-            networks,
+            group_needs,
             ledger,
             servers: servers.into_iter().map(|server| (server.source_server_id.clone(), server)).collect(),
             jobs: jobs.into_iter().map(|job| (job.job_id.clone(), job)).collect(),
@@ -173,22 +174,6 @@ impl Facts {
     fn server_list(&self) -> Vec<SourceServer> {
         self.servers.values().cloned().collect()
     }
-}
-
-/// The networks in which servers replicate, or are being converted.
-async fn networks(ports: &Ports, servers: &[SourceServer]) -> PortResult<BTreeSet<String>> {
-    let is_active = |server: &&SourceServer| {
-        server.data_replication_info.data_replication_state.is_active() || server.internal.active_job.is_some()
-    };
-    let mut networks = BTreeSet::new();
-    for server in servers.iter().filter(is_active) {
-        match ports.compute.network_of(&server.internal.replication.settings).await {
-            // Nothing can be launched in a subnet that is gone.
-            Err(error) if error.kind == PortErrorKind::Invalid => {}
-            network => networks.extend(network?),
-        }
-    }
-    Ok(networks)
 }
 
 /// A resource, and what is to be done about it.
@@ -207,6 +192,7 @@ enum Act {
     /// Nobody is to choose the replication server any more.
     Drain(ReplicatorId),
     RemoveReplicator(ReplicatorId),
+    RemoveGroup(SecurityGroupId),
 }
 
 async fn carry_out(ports: &Ports, finding: &Finding) -> PortResult<Done> {
@@ -244,6 +230,7 @@ async fn carry_out(ports: &Ports, finding: &Finding) -> PortResult<Done> {
             repo::remove::<ReplicationServer>(ports, id.as_str()).await?;
             Ok(Done::Removed)
         }
+        (Act::RemoveGroup(id), _) => groups::remove(ports, id).await,
         (Act::StrikeOut | Act::WriteDown(_), None) => Ok(Done::Nothing),
     }
 }

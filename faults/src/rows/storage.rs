@@ -37,7 +37,7 @@ pub(super) fn trouble(setting: Setting<'_>) -> Outcome<Figures> {
 fn fill(bed: &mut Bed<'_>) -> Outcome {
     bed.random_moment()?;
     bed.figures.faults += 1;
-    let path = bed.home.path().join("filler");
+    let path = bed.home.filler();
     let file = File::create(&path)?;
     let room = fstatvfs(&file).map_err(std::io::Error::from)?;
     let mut bytes = room.f_bavail * room.f_frsize;
@@ -50,9 +50,7 @@ fn fill(bed: &mut Bed<'_>) -> Outcome {
         bed.part_and_verify()?;
     }
     drop(file);
-    std::fs::remove_file(&path)?;
-    // Whoever made room has it: a power cut later on must not bring the filler back.
-    Ok(File::open(bed.home.path())?.sync_all()?)
+    Ok(std::fs::remove_file(&path)?)
 }
 
 /// The replicator's writes fail: once, or from some write on until it is started anew.

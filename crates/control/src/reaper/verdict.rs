@@ -200,7 +200,7 @@ pub(super) fn of_replication_servers(facts: &Facts) -> Vec<Finding> {
 /// Security groups that servers share: those of networks in which no server replicates any more.
 pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
     let finding = |group: &SharedGroup| {
-        let is_needed = group.in_use || facts.networks.contains(&group.network);
+        let is_needed = facts.group_needs.include(group);
         let resource = Resource {
             kind: ResourceKind::SecurityGroup,
             id: Some(group.id.to_string()),
@@ -212,7 +212,11 @@ pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
             why: (!is_needed).then_some(Why::Unused),
             done: Done::Nothing,
         };
-        Finding { resource, entry: None, act: if is_needed { Act::Nothing } else { Act::Remove } }
+        Finding {
+            resource,
+            entry: None,
+            act: if is_needed { Act::Nothing } else { Act::RemoveGroup(group.id.clone()) },
+        }
     };
     facts.groups.iter().map(finding).collect()
 }

@@ -131,16 +131,22 @@ async fn a_security_group_goes_with_the_last_server_of_its_network() {
     let mut source = Source::enrol().await;
     source.reach_ready_for_test().await;
     source.stage_in("subnet-1").await;
-    let groups = [group("subnet-1", false), group("subnet-2", true), group("subnet-3", false)];
+    let groups = [("subnet-1", false), ("subnet-2", true), ("subnet-3", false), ("subnet-4", false)];
+    let groups = groups.map(|(network, in_use)| group(network, in_use));
     source.fake.world().groups = groups.to_vec();
+    let named = repo::update_server(&source.ports, &source.id, |server| {
+        server.internal.replication.settings.replication_servers_security_groups_ids = vec![groups[3].id.clone()];
+        Ok::<_, PortError>(())
+    });
+    named.await.unwrap();
     let left = |source: &Source| source.fake.world().groups.iter().map(|g| g.network.clone()).collect::<Vec<_>>();
     assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
-    assert_eq!(left(&source), ["subnet-1", "subnet-2"]);
+    assert_eq!(left(&source), ["subnet-1", "subnet-2", "subnet-4"]);
     source.stage_in(NO_SUBNET).await;
     assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
-    assert_eq!(left(&source), ["subnet-2"], "an instance has it still");
+    assert_eq!(left(&source), ["subnet-2", "subnet-4"], "an instance has the one, settings name the other");
     let shown = source.reap().await;
-    assert_eq!(shown.resources.iter().filter(|r| r.kind == ResourceKind::SecurityGroup).count(), 1);
+    assert_eq!(shown.resources.iter().filter(|r| r.kind == ResourceKind::SecurityGroup).count(), 2);
 }
 
 #[tokio::test]
