@@ -65,7 +65,7 @@ faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS
 	$(CARGO_TARGET_DIR)/x86_64-unknown-linux-gnu/debug/faults $(if $(ROW),--row '$(ROW)') $(if $(RUNS),--runs '$(RUNS)') \
 	  $(if $(SEED),--seed '$(SEED)') $(if $(PLANTED),--planted) $(if $(BUG),--bug '$(BUG)') $(if $(JSON),--json '$(JSON)')
 
-bench: ## Full sync against nbdcopy over TLS, deltas against rsync (WHAT=delta: only these; WHAT=idle: an idle agent, 1 TiB)
+bench: ## Full sync against nbdcopy over TLS, deltas against rsync (WHAT=delta: only these; WHAT=idle: an idle agent, 1 TiB; WHAT=freeze: blocked writers)
 	scripts/install-deps build bench
 	cargo build --release $(PRODUCT) -p rehost-bench
 	cargo run --release -p rehost-bench -- $(WHAT)

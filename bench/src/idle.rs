@@ -51,7 +51,7 @@ pub(crate) fn measure() -> Result<()> {
 }
 
 /// Where an agent is installed; uninstalled when it is dropped, after the agent was killed: nothing of it stays pinned in the kernel.
-struct Installed(PathBuf);
+pub(crate) struct Installed(pub(crate) PathBuf);
 
 impl Drop for Installed {
     fn drop(&mut self) {

@@ -3,10 +3,12 @@
 //!
 //! Every side is a process of its own under `time`, so CPU seconds and peak memory are the kernel's numbers. A round that
 //! does not count warms up the page cache and the memory of a virtual machine; then the order alternates, and medians are
-//! over `RUNS` (3). Written to `bench/out/bench.json`, shown as a table. Apart from that, and only when asked for: an agent that is idle.
+//! over `RUNS` (3). Written to `bench/out/bench.json`, shown as a table. Apart from that, and only when asked for: an
+//! agent that is idle, and how long freezes block writers.
 
 mod delta;
 mod device;
+mod freeze;
 mod idle;
 mod image;
 mod measure;
@@ -28,6 +30,11 @@ fn main() -> Result<()> {
         ["send-delta", folder] => sides::send_delta(Path::new(folder)),
         ["delta"] => only_delta(),
         ["idle"] => idle::measure(),
+        ["freeze"] => freeze::measure(),
+        ["churn", folder] => {
+            freeze::churn(Path::new(folder));
+            Ok(())
+        }
         [] => compare(),
         other => anyhow::bail!("no such arguments: {other:?}; without any, everything is measured"),
     }
