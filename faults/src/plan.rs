@@ -71,7 +71,7 @@ pub(crate) struct Figures {
     pub(crate) verified: u64,
     /// Times that nothing was promised of them: the source was being written and cannot be frozen, or the journal was too small.
     pub(crate) unpromised: u64,
-    /// Bytes that went to the replicator after the first checkpoint, how many may have, and how many the disks hold.
+    /// Bytes that went to the replicator after the first checkpoints, how many may have, and how many the disks hold.
     pub(crate) sent: u64,
     pub(crate) allowed: u64,
 }

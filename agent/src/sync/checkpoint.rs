@@ -55,6 +55,12 @@ enum Attempt {
     Lost,
 }
 
+impl Attempt {
+    fn taken(consistency: Consistency, at: Instant) -> Self {
+        Self::Taken(Taken { consistency, at, shortfall: None })
+    }
+}
+
 /// What a freeze brought.
 enum Frozen {
     At(Instant),
@@ -109,7 +115,7 @@ impl Driver<'_> {
         }
         if planted::is("skip-last-pass") {
             let at = Instant::now();
-            return Ok(Attempt::Taken(Taken { consistency: Consistency::Quiescent, at, shortfall: None }));
+            return Ok(Attempt::taken(Consistency::Quiescent, at));
         }
         let settings = self.control.checkpoints();
         let may_freeze = settings.max_freeze_ms > 0;
@@ -120,17 +126,17 @@ impl Driver<'_> {
         self.catch_up()?;
         for _ in 0..QUIET_TRIES {
             if let Some(at) = self.quiet_round()? {
-                return Ok(Attempt::Taken(Taken { consistency: Consistency::Quiescent, at, shortfall: None }));
+                return Ok(Attempt::taken(Consistency::Quiescent, at));
             }
         }
         let reason = match self.frozen_state(&settings)? {
-            Ok(at) => return Ok(Attempt::Taken(Taken { consistency: Consistency::Frozen, at, shortfall: None })),
+            Ok(at) => return Ok(Attempt::taken(Consistency::Frozen, at)),
             Err(reason) => reason,
         };
         if epoch != CONTINUOUS
             && let Some(at) = self.moment_of_rest()?
         {
-            return Ok(Attempt::Taken(Taken { consistency: Consistency::Quiescent, at, shortfall: None }));
+            return Ok(Attempt::taken(Consistency::Quiescent, at));
         }
         if self.has_lost_marks() {
             return Ok(Attempt::Lost);

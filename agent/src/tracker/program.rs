@@ -10,9 +10,9 @@
 //! `issue` and `request` are all that a disk with a request queue needs, with one exception: where the disk takes discards of
 //! many ranges at once, a request says only the first, and its bios say all of them. There `queue` follows discards, and `request`
 //! notes of every bio of a discard that it is [`COMPLETE`], instead of marking it: so many places byte by byte are more than a
-//! program may mark. Such a note is collected like a mark; it stays until then, or until its address is used again. Disks without a request queue (device-mapper, md, zram, heads of
-//! multipath) are tracked by `queue` and `done` alone. A bio is followed by its address, since its device and place are
-//! changed on its way: a driver may hand the very same bio on to another disk.
+//! program may mark. Such a note is collected like a mark; it stays until then, or until its address is used again. Disks without
+//! a request queue (device-mapper, md, zram, heads of multipath) are tracked by `queue` and `done` alone. A bio is followed by its
+//! address, since its device and place are changed on its way: a driver may hand the very same bio on to another disk.
 //!
 //! A completion marks. It is what counts, since a mark that is set before the data is on the disk may be collected and read
 //! too early. But a completion can pass unseen: the kernel does not run a program that is interrupted while it runs on that

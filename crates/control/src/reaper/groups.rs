@@ -4,12 +4,13 @@
 
 use std::collections::BTreeSet;
 
+use rehost_model::ledger::ResourceKind;
 use rehost_model::settings::ReplicationTemplate;
 use rehost_model::{SecurityGroupId, SourceServer};
 
 use super::Done;
 use crate::ports::{PortResult, Ports, SharedGroup};
-use crate::{PortErrorKind, repo};
+use crate::{PortErrorKind, ledger, repo};
 
 /// The groups that there are.
 pub(super) async fn listed(ports: &Ports) -> Vec<SharedGroup> {
@@ -78,6 +79,6 @@ pub(super) async fn remove(ports: &Ports, id: &SecurityGroupId) -> PortResult<Do
     if groups.iter().any(|group| group.id == *id && needs.include(group)) {
         return Ok(Done::Nothing);
     }
-    ports.compute.delete_security_group(id).await?;
+    ledger::delete(ports, ResourceKind::SecurityGroup, id.as_str()).await?;
     Ok(Done::Removed)
 }
