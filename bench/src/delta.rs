@@ -1,5 +1,8 @@
 //! The delta: 3 % of a device's 4 KiB blocks change, scattered, after a full sync; only that is measured.
 //!
+//! A server that replicates has one delta after the other, so several are measured: the first one, for which the replicator's journal
+//! has to grow, by itself.
+//!
 //! Ours is told by the kernel what changed (a loop device, marked by eBPF; needs root); the peer, rsync, has to look.
 
 use std::collections::BTreeSet;
@@ -21,7 +24,6 @@ use crate::sides;
 
 const BLOCK: u64 = 4096;
 const CHANGED_PERCENT: u64 = 3;
-const SEED: u64 = 3;
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a delta cost.
@@ -42,12 +44,13 @@ pub(crate) struct Delta {
 
 /// Bytes that change.
 pub(crate) fn changed_bytes() -> u64 {
-    places().len() as u64 * BLOCK
+    places(0).len() as u64 * BLOCK
 }
 
-fn places() -> BTreeSet<u64> {
+/// Others for each seed.
+fn places(seed: u64) -> BTreeSet<u64> {
     let blocks = IMAGE_BYTES / BLOCK;
-    let mut random = Random::new(SEED);
+    let mut random = Random::new(seed);
     let mut places = BTreeSet::new();
     while (places.len() as u64) < blocks * CHANGED_PERCENT / 100 {
         places.insert(random.below(blocks));
@@ -65,8 +68,8 @@ pub(crate) fn obstacle() -> Option<&'static str> {
     }
 }
 
-/// Ours; `image` is changed.
-pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
+/// Ours, delta after delta; `image` is changed.
+pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Vec<Delta>> {
     let device = Loop::over(image)?;
     sides::prepare(&device.0, folder)?;
     let this = std::env::current_exe()?;
@@ -75,30 +78,35 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
     sides::wait_for(&folder.join("port"))?;
     let sender = Side::start(&this, "send-delta", folder)?;
     wait_for(&folder.join("reached-1"), &[&sender, &receiver])?;
-    // The digests of the whole first checkpoint are no part of the delta.
+    // The digests of the whole first checkpoint are no part of a delta.
     settle(&receiver)?;
-    let before = (cpu_seconds(sender.0.id())?, cpu_seconds(receiver.0.id())?, sent(folder, 1)?);
-    change(&device.0)?;
-    let started = Instant::now();
-    fs::write(folder.join("go"), "")?;
-    wait_for(&folder.join("reached-2"), &[&sender, &receiver])?;
-    let wall_seconds = started.elapsed().as_secs_f64();
-    let (sent_by, received_by) = (cpu_seconds(sender.0.id())?, cpu_seconds(receiver.0.id())?);
-    let wire_mb = (sent(folder, 2)? - before.2) / 1e6;
-    settle(&receiver)?;
-    let manifest_cpu_seconds = Some(cpu_seconds(receiver.0.id())?.0 - received_by.0);
-    let sender_cpu_seconds = sent_by.0 - before.0.0;
-    let user_cpu_seconds = sent_by.1 - before.0.1 + received_by.1 - before.1.1;
+    let deltas = sides::DELTA_EPOCHS.map(|epoch| measure_one(&device.0, folder, epoch, (&sender, &receiver)));
+    let deltas: Vec<Delta> = deltas.collect::<Result<_>>()?;
     fs::write(folder.join("done"), "")?;
     sender.finish()?;
     drop(receiver);
     sides::compare(&device.0, &folder.join("target.img"))?;
     fs::remove_file(folder.join("target.img"))?;
+    Ok(deltas)
+}
+
+/// The delta up to the checkpoint `epoch`.
+fn measure_one(device: &Path, folder: &Path, epoch: u64, (sender, receiver): (&Side, &Side)) -> Result<Delta> {
+    change(device, epoch)?;
+    let before = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
+    let started = Instant::now();
+    fs::write(folder.join(format!("go-{epoch}")), "")?;
+    wait_for(&folder.join(format!("reached-{epoch}")), &[sender, receiver])?;
+    let wall_seconds = started.elapsed().as_secs_f64();
+    let (sent_by, received_by) = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
+    let wire_mb = (sent(folder, epoch)? - sent(folder, epoch - 1)?) / 1e6;
+    settle(receiver)?;
+    let sender_cpu_seconds = sent_by.0 - before.0.0;
     Ok(Delta {
         cpu_seconds: sender_cpu_seconds + received_by.0 - before.1.0,
-        user_cpu_seconds,
+        user_cpu_seconds: sent_by.1 - before.0.1 + received_by.1 - before.1.1,
         sender_cpu_seconds: Some(sender_cpu_seconds),
-        manifest_cpu_seconds,
+        manifest_cpu_seconds: Some(receiver.cpu_seconds()?.0 - received_by.0),
         wall_seconds,
         wire_mb,
     })
@@ -108,10 +116,10 @@ pub(crate) fn measure(image: &Path, folder: &Path) -> Result<Delta> {
 fn settle(side: &Side) -> Result<()> {
     let started = Instant::now();
     loop {
-        let before = cpu_seconds(side.0.id())?.0;
+        let before = side.cpu_seconds()?.0;
         thread::sleep(Duration::from_millis(400));
         // It looks for holds to release all the time, which takes a tick now and then.
-        if cpu_seconds(side.0.id())?.0 - before <= 0.02 || started.elapsed() > LIMIT {
+        if side.cpu_seconds()?.0 - before <= 0.02 || started.elapsed() > LIMIT {
             return Ok(());
         }
     }
@@ -125,7 +133,7 @@ pub(crate) fn measure_peer(image: &Path, folder: &Path) -> Result<Option<Delta>>
     fs::create_dir_all(folder)?;
     let target = folder.join("target.img");
     ensure!(Command::new("cp").arg("--sparse=always").arg(image).arg(&target).status()?.success(), "cp failed");
-    change(image)?;
+    change(image, 0)?;
     let (report, log) = (folder.join("rsync.time"), folder.join("rsync.log"));
     let text = |path: &Path| path.to_str().map(str::to_owned).context("a folder with a plain name");
     let log_option = format!("--log-file={}", text(&log)?);
@@ -153,12 +161,12 @@ fn total(log: &Path, what: &str) -> Result<f64> {
 }
 
 /// Writes new random blocks; on the disk when it returns.
-fn change(path: &Path) -> Result<()> {
+fn change(path: &Path, seed: u64) -> Result<()> {
     let file = OpenOptions::new().write(true).open(path)?;
     let mut random = Random::new(Instant::now().elapsed().subsec_nanos().into());
     let mut block = vec![0; usize::try_from(BLOCK)?];
     random.fill(&mut block);
-    for place in places() {
+    for place in places(seed) {
         block[..8].copy_from_slice(&random.next_u64().to_be_bytes());
         file.write_all_at(&block, place * BLOCK)?;
     }
@@ -185,6 +193,11 @@ impl Side {
 }
 
 impl Side {
+    /// As [`cpu_seconds`].
+    fn cpu_seconds(&self) -> Result<(f64, f64)> {
+        cpu_seconds(self.0.id())
+    }
+
     /// It ends by itself, and takes back what it has pinned.
     fn finish(mut self) -> Result<()> {
         ensure!(self.0.wait()?.success(), "a side failed");

@@ -185,16 +185,19 @@ pub(crate) fn receive_delta(folder: &Path) -> Result<()> {
     }
 }
 
-/// The agent's side of a delta: two checkpoints, the second one when it is told.
+/// The checkpoints that deltas end with; the one before them ends the first copy.
+pub(crate) const DELTA_EPOCHS: std::ops::RangeInclusive<u64> = 2..=4;
+
+/// The agent's side of deltas: a checkpoint after the first copy, and the others when it is told.
 pub(crate) fn send_delta(folder: &Path) -> Result<()> {
     let (server, _) = ids(folder)?;
     let bpffs = folder.join("bpf");
     fs::create_dir_all(&bpffs)?;
     let options = TrackerOptions { server, bpffs, map_bytes: 8 << 20 };
     let (control, engine) = start(folder, Machine::tracked(Box::new(options.clone())))?;
-    for epoch in 1..=2 {
-        if epoch == 2 {
-            wait_for(&folder.join("go"))?;
+    for epoch in std::iter::once(1).chain(DELTA_EPOCHS) {
+        if DELTA_EPOCHS.contains(&epoch) {
+            wait_for(&folder.join(format!("go-{epoch}")))?;
         }
         control.request_checkpoint(Epoch(epoch));
         while control.progress().reached < Epoch(epoch) && !engine.is_finished() {
