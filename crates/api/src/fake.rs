@@ -10,8 +10,7 @@ use rehost_control::ports::*;
 use rehost_control::{PortError, Ports};
 use rehost_model::event::Event;
 use rehost_model::launch::{Probe, ProbeOutcome};
-use rehost_model::settings::ReplicationSettings;
-use rehost_model::{ExecutionId, InstanceId, SecurityGroupId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
+use rehost_model::{ExecutionId, InstanceId, ServerId, SnapshotId, TaskToken, Timestamp, VolumeId};
 use serde_json::Value;
 
 use crate::access::{AccessKey, Authentication, Permission, StaticKeys};
@@ -169,9 +168,6 @@ fn none<T>() -> PortResult<T> {
 
 #[async_trait]
 impl Compute for Memory {
-    async fn ensure_security_group(&self, _: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
-        none()
-    }
     async fn launch_replication_server(&self, _: &ReplicationServerSpec, _: &ClientToken) -> PortResult<InstanceId> {
         none()
     }

@@ -112,12 +112,15 @@ pub async fn entries(ports: &Ports, server: &ServerId) -> PortResult<Vec<LedgerE
     repo::list(ports, &format!("{server}/")).await
 }
 
-/// Deletes the resources of these entries, instances first (they use volumes), and strikes the entries out.
+/// Deletes the resources of these entries, instances first (they use volumes), and strikes the entries out; what others share
+/// is only struck out.
 pub(crate) async fn remove(ports: &Ports, mut entries: Vec<LedgerEntry>) -> PortResult<()> {
     entries.sort_by_key(|entry| std::cmp::Reverse(entry.kind));
     for entry in &entries {
-        for ids in resources_of(ports, entry).await? {
-            delete(ports, entry.kind, &ids).await?;
+        if !entry.kind.is_shared() {
+            for ids in resources_of(ports, entry).await? {
+                delete(ports, entry.kind, &ids).await?;
+            }
         }
         strike_out(ports, entry).await?;
     }

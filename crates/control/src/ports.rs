@@ -209,6 +209,40 @@ pub struct ReplicationServerSpec {
     pub tags: Tags,
 }
 
+/// What a security group is for that servers share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupRole {
+    /// Of replication servers: agents reach them.
+    Replication,
+    /// Of conversion servers: nobody reaches them.
+    Conversion,
+}
+
+impl GroupRole {
+    /// Every role.
+    pub const ALL: [Self; 2] = [Self::Replication, Self::Conversion];
+
+    /// The role as part of names and tokens.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Replication => "replication",
+            Self::Conversion => "conversion",
+        }
+    }
+}
+
+/// Where machines of a role get their security group from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GroupSource {
+    /// None is to be named: the region has none, or what machines are launched from names it.
+    Unnamed,
+    /// This one, which is the user's or came with the region.
+    Given(SecurityGroupId),
+    /// All machines of the role in the network with this id share one, see [`Compute::ensure_shared_group`].
+    Shared(String),
+}
+
 /// A conversion server to be launched with these volumes, in the order of the server's disks.
 #[derive(Debug, Clone)]
 pub struct ConversionSpec {
@@ -216,6 +250,7 @@ pub struct ConversionSpec {
     pub request: ConversionRequest,
     /// That of the volumes: see [`VolumeSpec::staging_subnet_id`].
     pub staging_subnet_id: String,
+    pub security_group: Option<SecurityGroupId>,
     pub tags: Tags,
 }
 
@@ -310,12 +345,10 @@ pub struct TaggedResource {
     pub tags: Tags,
 }
 
-/// A security group that was made for replication in a network of the user's; all servers there share it.
+/// A security group that [`Compute::ensure_shared_group`] made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedGroup {
     pub id: SecurityGroupId,
-    /// The network's id.
-    pub network: String,
     /// Whether an instance has it.
     pub in_use: bool,
 }
@@ -326,18 +359,20 @@ pub const MAX_SNAPSHOT_READ: usize = 4 << 20;
 /// Volumes, snapshots and instances. Deleting or terminating what does not exist (any more) is a success.
 #[async_trait]
 pub trait Compute: Send + Sync {
-    /// The security group of the replication servers, made if need be; `None` where the region has none.
-    async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>>;
-
-    /// The groups that [`Self::ensure_security_group`] and [`Self::start_conversion`] made in networks other than the region's own.
-    async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
-        Ok(Vec::new())
+    /// Where machines of this role get their security group from, for servers with these settings.
+    async fn group_source(&self, settings: &ReplicationSettings, role: GroupRole) -> PortResult<GroupSource> {
+        let _ = (settings, role);
+        Ok(GroupSource::Unnamed)
     }
 
-    /// The network in which replication with these settings is; `Invalid` when they name a subnet that does not exist (any more).
-    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
-        let _ = settings;
-        Ok(None)
+    /// The security group that all machines of this role in a network share, made if need be.
+    async fn ensure_shared_group(&self, network: &str, role: GroupRole) -> PortResult<SecurityGroupId> {
+        Err(PortError::invalid(format!("a security group for {} in {network}: this region has none", role.name())))
+    }
+
+    /// Every group that [`Self::ensure_shared_group`] made.
+    async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
+        Ok(Vec::new())
     }
 
     /// Deletes a security group; `Conflict` while something has it.

@@ -77,7 +77,7 @@ pub enum Why {
     JobOver,
     /// It is in no ledger.
     NotInLedger,
-    /// No server uses this replication server, or replicates in the network of this security group.
+    /// No server uses this replication server or security group.
     Unused,
     /// It is in no ledger, and it may be somebody's copy: it is for a person to decide.
     UnknownOwner,
@@ -135,15 +135,14 @@ pub async fn reap(ports: &Ports, prices: Option<&PriceTable>, dry_run: bool) -> 
 /// What the region shows.
 struct Listed {
     real: Vec<TaggedResource>,
-    groups: Vec<SharedGroup>,
+    groups: Option<Vec<SharedGroup>>,
 }
 
 /// Everything that is known when it is judged.
 struct Facts {
     now: Timestamp,
     real: Vec<TaggedResource>,
-    groups: Vec<SharedGroup>,
-    /// Who needs those; only asked for if there are any.
+    groups: Option<Vec<SharedGroup>>,
     group_needs: groups::Needs,
     ledger: Vec<LedgerEntry>,
     servers: BTreeMap<ServerId, SourceServer>,
@@ -157,7 +156,7 @@ impl Facts {
         let servers = repo::list::<SourceServer>(ports, "").await?;
         let jobs = repo::list::<Job>(ports, "").await?;
         let Listed { real, groups } = listed;
-        let group_needs = groups::Needs::gather(ports, &groups, &servers).await;
+        let group_needs = groups::Needs::gather(ports, groups.as_ref(), &ledger, &servers).await;
         Ok(Self {
             now,
             real,

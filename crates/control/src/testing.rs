@@ -16,10 +16,10 @@ use rehost_model::{
 use serde_json::Value;
 
 use crate::ports::{
-    ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, ImageSpec, ImageState,
-    Instance, InstanceSpec, InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling, PortResult, Ports,
-    ReplicationServerSpec, SharedGroup, SnapshotState, Store, TaggedResource, Tags, TaskOutcome, Version, VolumeSpec,
-    Workflows,
+    ClientToken, Clock, Compute, ConversionProgress, ConversionSpec, Events, ExecutionStatus, GroupRole, GroupSource,
+    ImageSpec, ImageState, Instance, InstanceSpec, InstanceState, Item, ItemKey, Keys, Kind, Objects, Polling,
+    PortResult, Ports, ReplicationServerSpec, SharedGroup, SnapshotState, Store, TaggedResource, Tags, TaskOutcome,
+    Version, VolumeSpec, Workflows,
 };
 use crate::{PortError, PortErrorKind};
 
@@ -29,9 +29,6 @@ pub(crate) struct Faults {
     calls: usize,
     fail_at: Option<(usize, bool)>,
 }
-
-/// A subnet that was deleted.
-pub(crate) const NO_SUBNET: &str = "subnet-gone";
 
 /// Everything that the fake region holds.
 #[derive(Default)]
@@ -43,8 +40,10 @@ pub(crate) struct World {
     pub(crate) events: Vec<Event>,
     pub(crate) executions: BTreeMap<String, (String, Value)>,
     pub(crate) resources: BTreeMap<String, (ResourceKind, Tags)>,
-    /// A network is named like the only subnet that it has.
-    pub(crate) groups: Vec<SharedGroup>,
+    /// By network and role; a network is named like the only subnet that it has.
+    pub(crate) groups: BTreeMap<(String, &'static str), SharedGroup>,
+    /// They cannot be listed.
+    pub(crate) groups_unknown: bool,
     pub(crate) tokens: BTreeMap<String, String>,
     pub(crate) enrol_tokens: BTreeMap<String, String>,
     /// Sizes of volumes that were modified.
@@ -275,22 +274,31 @@ impl Clock for Fake {
 
 #[async_trait]
 impl Compute for Fake {
-    async fn ensure_security_group(&self, _: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
-        self.call(|_| Ok(None))
+    async fn group_source(&self, settings: &ReplicationSettings, _: GroupRole) -> PortResult<GroupSource> {
+        let subnet = settings.staging_area_subnet_id.clone();
+        self.call(|_| Ok(if subnet.is_empty() { GroupSource::Unnamed } else { GroupSource::Shared(subnet) }))
+    }
+
+    async fn ensure_shared_group(&self, network: &str, role: GroupRole) -> PortResult<SecurityGroupId> {
+        self.call(|world| {
+            let group = world
+                .groups
+                .entry((network.to_owned(), role.name()))
+                .or_insert_with(|| SharedGroup { id: SecurityGroupId::generate(), in_use: false });
+            Ok(group.id.clone())
+        })
     }
 
     async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
-        self.call(|world| Ok(world.groups.clone()))
-    }
-
-    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
-        let subnet = settings.staging_area_subnet_id.clone();
-        self.call(|_| if subnet == NO_SUBNET { Err(PortError::invalid("no such subnet")) } else { Ok(Some(subnet)) })
+        self.call(|world| match world.groups_unknown {
+            true => Err(PortError::new(PortErrorKind::Denied, "security groups are not to be listed")),
+            false => Ok(world.groups.values().cloned().collect()),
+        })
     }
 
     async fn delete_security_group(&self, group: &SecurityGroupId) -> PortResult<()> {
         self.call(|world| {
-            world.groups.retain(|there| there.id != *group);
+            world.groups.retain(|_, there| there.id != *group);
             Ok(())
         })
     }

@@ -47,7 +47,7 @@ impl Ec2Compute {
         let values =
             [("REGION", self.config.region.as_str()), ("BUCKET", &self.config.bucket), ("TOKEN", token.as_str())];
         let all_tags = tags::complete(&spec.tags, &self.config.stack, token);
-        let placed = self.place_converter(&spec.staging_subnet_id).await?;
+        let placed = self.place_converter(spec).await?;
         let request = self
             .ec2_once
             .run_instances()
@@ -55,17 +55,22 @@ impl Ec2Compute {
             .set_subnet_id(placed.subnet)
             .set_network_interfaces((!placed.interfaces.is_empty()).then_some(placed.interfaces))
             .user_data(render(CONVERTER, &values)?);
-        self.launch(request, "a conversion server", &tags::named(all_tags, "rehost conversion server"), token).await
+        let all_tags = tags::named(all_tags, "rehost conversion server");
+        self.launch(request, "a conversion server", &all_tags, token).await.map_err(|error| match spec.security_group {
+            // The reaper was faster: whoever tries again makes another.
+            Some(_) if error.message.contains("InvalidGroup.NotFound") => PortError::conflict(error.message),
+            _ => error,
+        })
     }
 
     /// With its volumes, and reached by nobody. Whether it needs a public address to find the bucket, the launch template's interface
     /// says, which knows what network the stack has.
-    async fn place_converter(&self, named_subnet: &str) -> PortResult<Placement> {
-        let subnet = self.staging_subnet_id(named_subnet);
+    async fn place_converter(&self, spec: &ConversionSpec) -> PortResult<Placement> {
+        let subnet = self.staging_subnet_id(&spec.staging_subnet_id);
         let template = self.template(&self.config.conversion_launch_template, LATEST_VERSION).await?;
         let placed = placement(Some(&template), subnet, None)?;
-        Ok(match self.conversion_group(subnet).await? {
-            Some(group) => placed.with_group(&group),
+        Ok(match &spec.security_group {
+            Some(group) => placed.with_group(group.as_str()),
             None => placed,
         })
     }

@@ -37,8 +37,9 @@ use aws_config::SdkConfig;
 use aws_config::retry::RetryConfig;
 use rehost_aws::RegionConfig;
 use rehost_control::ports::{
-    ClientToken, Compute, ConversionProgress, ConversionSpec, ImageSpec, ImageState, Instance, InstanceSpec, Objects,
-    PortResult, ReplicationServerSpec, SharedGroup, SnapshotState, TaggedResource, Tags, VolumeSpec,
+    ClientToken, Compute, ConversionProgress, ConversionSpec, GroupRole, GroupSource, ImageSpec, ImageState, Instance,
+    InstanceSpec, Objects, PortResult, ReplicationServerSpec, SharedGroup, SnapshotState, TaggedResource, Tags,
+    VolumeSpec,
 };
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::settings::ReplicationSettings;
@@ -77,16 +78,16 @@ impl Ec2Compute {
 
 #[async_trait]
 impl Compute for Ec2Compute {
-    async fn ensure_security_group(&self, settings: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
-        self.security_group(settings).await.map(Some)
+    async fn group_source(&self, settings: &ReplicationSettings, role: GroupRole) -> PortResult<GroupSource> {
+        self.source_of_group(settings, role).await
+    }
+
+    async fn ensure_shared_group(&self, network: &str, role: GroupRole) -> PortResult<SecurityGroupId> {
+        self.group_for(network, role).await
     }
 
     async fn shared_groups(&self) -> PortResult<Vec<SharedGroup>> {
         self.groups_elsewhere().await
-    }
-
-    async fn network_of(&self, settings: &ReplicationSettings) -> PortResult<Option<String>> {
-        Ok(Some(self.subnet(self.staging_subnet_id(&settings.staging_area_subnet_id)).await?.vpc))
     }
 
     async fn delete_security_group(&self, group: &SecurityGroupId) -> PortResult<()> {

@@ -7,7 +7,7 @@ use aws_sdk_ec2::types::{
     Filter, GroupIdentifier, Instance, InstanceNetworkInterface, IpPermission, IpRange, ResourceType, SecurityGroup,
 };
 use rehost_control::PortError;
-use rehost_control::ports::{InstanceState, PortResult, SharedGroup, Tags};
+use rehost_control::ports::{GroupRole, GroupSource, InstanceState, PortResult, SharedGroup, Tags};
 use rehost_model::SecurityGroupId;
 use rehost_model::settings::ReplicationSettings;
 
@@ -19,29 +19,16 @@ use crate::tags::{self, STACK_TAG};
 /// Where agents connect to replication servers.
 const REPLICATION_PORT: i32 = 1500;
 
-/// A security group that the stack has in every network that its servers are in: its template makes it in the stack's own network,
-/// and in others the first launch does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Replication,
-    Conversion,
+/// The stack has a group of each role in every network that its servers are in: its template makes it in the stack's own network, and
+/// in others the first server there does.
+fn group_name(role: GroupRole, stack: &str) -> String {
+    format!("rehost-{}-{stack}", role.name())
 }
 
-impl Role {
-    const ALL: [Self; 2] = [Self::Replication, Self::Conversion];
-
-    fn group_name(self, stack: &str) -> String {
-        match self {
-            Self::Replication => format!("rehost-replication-{stack}"),
-            Self::Conversion => format!("rehost-conversion-{stack}"),
-        }
-    }
-
-    fn description(self) -> &'static str {
-        match self {
-            Self::Replication => "Agents reach replication servers (rehost)",
-            Self::Conversion => "Conversion servers (rehost): nobody reaches them",
-        }
+fn description(role: GroupRole) -> &'static str {
+    match role {
+        GroupRole::Replication => "Agents reach replication servers (rehost)",
+        GroupRole::Conversion => "Conversion servers (rehost): nobody reaches them",
     }
 }
 
@@ -57,30 +44,35 @@ pub(crate) struct Subnet {
 pub(crate) type KnownSubnets = Mutex<HashMap<String, Subnet>>;
 
 impl Ec2Compute {
-    /// See [`rehost_control::ports::Compute::ensure_security_group`].
-    pub(crate) async fn security_group(&self, settings: &ReplicationSettings) -> PortResult<SecurityGroupId> {
+    /// See [`rehost_control::ports::Compute::group_source`].
+    pub(crate) async fn source_of_group(
+        &self,
+        settings: &ReplicationSettings,
+        role: GroupRole,
+    ) -> PortResult<GroupSource> {
         let named = settings.replication_servers_security_groups_ids.first();
-        if let Some(group) = named.filter(|_| !settings.associate_default_security_group) {
-            return Ok(group.clone());
+        let named = named.filter(|_| role == GroupRole::Replication && !settings.associate_default_security_group);
+        if let Some(group) = named {
+            return Ok(GroupSource::Given(group.clone()));
         }
         let subnet = self.staging_subnet_id(&settings.staging_area_subnet_id);
-        let Some(vpc) = self.foreign_vpc(subnet).await? else {
-            return group_id(&self.config.staging_security_group);
-        };
-        let group = self.group_of_vpc(&vpc, Role::Replication).await?;
+        Ok(match (self.foreign_vpc(subnet).await?, role) {
+            (Some(vpc), _) => GroupSource::Shared(vpc),
+            (None, GroupRole::Replication) => GroupSource::Given(group_id(&self.config.staging_security_group)?),
+            // The launch template's.
+            (None, GroupRole::Conversion) => GroupSource::Unnamed,
+        })
+    }
+
+    /// See [`rehost_control::ports::Compute::ensure_shared_group`]. Conversion servers' lets nobody in, and out whatever wants out, as
+    /// groups do that nothing was said about.
+    pub(crate) async fn group_for(&self, vpc: &str, role: GroupRole) -> PortResult<SecurityGroupId> {
+        let group = self.group_of_vpc(vpc, role).await?;
         let id = group.group_id().unwrap_or_default();
-        if !lets_agents_in(&group, &self.config.agent_cidr) {
+        if role == GroupRole::Replication && !lets_agents_in(&group, &self.config.agent_cidr) {
             self.let_agents_in(id).await?;
         }
         group_id(id)
-    }
-
-    /// The group for a conversion server in this subnet; `None` where that of the launch template serves. It lets nobody in, and out
-    /// whatever wants out, as groups do that nothing was said about.
-    pub(crate) async fn conversion_group(&self, subnet: &str) -> PortResult<Option<String>> {
-        let Some(vpc) = self.foreign_vpc(subnet).await? else { return Ok(None) };
-        let group = self.group_of_vpc(&vpc, Role::Conversion).await?;
-        group_id(group.group_id().unwrap_or_default()).map(|id| Some(id.to_string()))
     }
 
     /// The network of a subnet, where that is not the stack's own.
@@ -94,7 +86,7 @@ impl Ec2Compute {
     }
 
     /// The stack's own group in a network that the stack's template did not make one for.
-    async fn group_of_vpc(&self, vpc: &str, role: Role) -> PortResult<SecurityGroup> {
+    async fn group_of_vpc(&self, vpc: &str, role: GroupRole) -> PortResult<SecurityGroup> {
         if let Some(group) = self.find_group(vpc, role).await? {
             return Ok(group);
         }
@@ -104,12 +96,12 @@ impl Ec2Compute {
         })
     }
 
-    async fn find_group(&self, vpc: &str, role: Role) -> PortResult<Option<SecurityGroup>> {
+    async fn find_group(&self, vpc: &str, role: GroupRole) -> PortResult<Option<SecurityGroup>> {
         let found = self
             .ec2
             .describe_security_groups()
             .filters(tags::filter("vpc-id", vpc))
-            .filters(tags::filter("group-name", role.group_name(&self.config.stack)))
+            .filters(tags::filter("group-name", group_name(role, &self.config.stack)))
             .filters(tags::with_tag(STACK_TAG, &self.config.stack))
             .send()
             .await
@@ -117,13 +109,13 @@ impl Ec2Compute {
         Ok(found.security_groups.unwrap_or_default().into_iter().next())
     }
 
-    async fn create_group(&self, vpc: &str, role: Role) -> PortResult<()> {
+    async fn create_group(&self, vpc: &str, role: GroupRole) -> PortResult<()> {
         let tags = Tags::from([(STACK_TAG.to_owned(), self.config.stack.clone())]);
         let created = self
             .ec2
             .create_security_group()
-            .group_name(role.group_name(&self.config.stack))
-            .description(role.description())
+            .group_name(group_name(role, &self.config.stack))
+            .description(description(role))
             .vpc_id(vpc)
             .tag_specifications(tags::specification(ResourceType::SecurityGroup, &tags))
             .send()
@@ -136,7 +128,7 @@ impl Ec2Compute {
 
     /// See [`rehost_control::ports::Compute::shared_groups`].
     pub(crate) async fn groups_elsewhere(&self) -> PortResult<Vec<SharedGroup>> {
-        let names = Role::ALL.map(|role| role.group_name(&self.config.stack)).to_vec();
+        let names = GroupRole::ALL.map(|role| group_name(role, &self.config.stack)).to_vec();
         let pages = self
             .ec2
             .describe_security_groups()
@@ -157,7 +149,7 @@ impl Ec2Compute {
         let shared = |group: &SecurityGroup| {
             let id = group_id(group.group_id().unwrap_or_default())?;
             let in_use = used.contains(id.as_str());
-            Ok(SharedGroup { id, network: group.vpc_id().unwrap_or_default().to_owned(), in_use })
+            Ok(SharedGroup { id, in_use })
         };
         elsewhere.map(shared).collect()
     }
@@ -282,7 +274,7 @@ mod tests {
 
     #[test]
     fn each_role_has_a_group_of_its_own() {
-        let names = [Role::Replication, Role::Conversion].map(|role| role.group_name("s"));
+        let names = GroupRole::ALL.map(|role| group_name(role, "s"));
         assert_eq!(names, ["rehost-replication-s", "rehost-conversion-s"]);
     }
 }

@@ -58,12 +58,20 @@ impl Billed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum ResourceKind {
-    /// One that all servers of a network share; in no server's ledger.
+    /// One that all servers of a network share; in the ledger of each.
     SecurityGroup,
     Volume,
     Snapshot,
     Image,
     Instance,
+}
+
+impl ResourceKind {
+    /// Whether servers share such resources: no one of them removes it.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self == Self::SecurityGroup
+    }
 }
 
 impl Purpose {

@@ -54,6 +54,21 @@ pub fn make_machine(port: u16, machine: &str, definition: &Value) -> Result<()> 
     Wire::to(port).json("states", "AWSStepFunctions.CreateStateMachine", &body).map(|_| ())
 }
 
+/// Makes a subnet in a network that is not the stack's; its id.
+///
+/// # Errors
+/// When the emulator refuses it.
+pub fn make_far_subnet(port: u16) -> Result<String> {
+    let wire = Wire::to(port);
+    let vpc = element(&wire.ec2("CreateVpc", &[("CidrBlock", "10.78.0.0/16")])?, "vpcId")?;
+    make_subnet(wire, &vpc, "10.78.0.0/18")
+}
+
+fn make_subnet(wire: Wire, vpc: &str, cidr: &str) -> Result<String> {
+    let fields = [("VpcId", vpc), ("CidrBlock", cidr), ("AvailabilityZone", "eu-central-1a")];
+    element(&wire.ec2("CreateSubnet", &fields)?, "subnetId")
+}
+
 /// Makes a table with the store's keys.
 ///
 /// # Errors
@@ -86,13 +101,7 @@ impl Network {
     fn make(wire: Wire) -> Result<Self> {
         let ec2 = |action, fields: &[(&str, &str)], tag| element(&wire.ec2(action, fields)?, tag);
         let vpc = ec2("CreateVpc", &[("CidrBlock", "10.77.0.0/16")], "vpcId")?;
-        let subnet = |cidr| {
-            ec2(
-                "CreateSubnet",
-                &[("VpcId", &vpc), ("CidrBlock", cidr), ("AvailabilityZone", "eu-central-1a")],
-                "subnetId",
-            )
-        };
+        let subnet = |cidr| make_subnet(wire, &vpc, cidr);
         let group = [("VpcId", vpc.as_str()), ("GroupName", STACK), ("GroupDescription", "replication servers")];
         Ok(Self {
             staging_subnet: subnet("10.77.0.0/18")?,

@@ -34,6 +34,8 @@ fn of_entry(facts: &Facts, entry: &LedgerEntry) -> Finding {
         },
     };
     let (why, act) = verdict.map_or((None, Act::Nothing), |(why, act)| (Some(why), act));
+    // Others may share it; see `of_groups`.
+    let act = if matches!(act, Act::Remove) && entry.kind.is_shared() { Act::StrikeOut } else { act };
     let resource = Resource {
         kind: entry.kind,
         id: entry.resource.clone(),
@@ -93,10 +95,7 @@ fn unreal(facts: &Facts, entry: &LedgerEntry) -> Option<(Why, Act)> {
     }
     let mine = |r: &&TaggedResource| r.kind == entry.kind && r.tags.get(TOKEN_TAG) == Some(&entry.token);
     match &entry.resource {
-        Some(ids) => {
-            let exists = |id: &str| facts.real.iter().any(|r| r.kind == entry.kind && r.id == id);
-            (!ids.split(',').any(exists)).then_some((Why::Gone, Act::StrikeOut))
-        }
+        Some(ids) => (!ids.split(',').any(|id| exists(facts, entry.kind, id))).then_some((Why::Gone, Act::StrikeOut)),
         None => {
             let ids: Vec<&str> = facts.real.iter().filter(mine).map(|r| r.id.as_str()).collect();
             if ids.is_empty() {
@@ -104,6 +103,14 @@ fn unreal(facts: &Facts, entry: &LedgerEntry) -> Option<(Why, Act)> {
             }
             Some((Why::AnswerLost, Act::WriteDown(ids.join(","))))
         }
+    }
+}
+
+fn exists(facts: &Facts, kind: ResourceKind, id: &str) -> bool {
+    match (kind, &facts.groups) {
+        (ResourceKind::SecurityGroup, Some(groups)) => groups.iter().any(|group| group.id.as_str() == id),
+        (ResourceKind::SecurityGroup, None) => true,
+        _ => facts.real.iter().any(|r| r.kind == kind && r.id == id),
     }
 }
 
@@ -197,10 +204,10 @@ pub(super) fn of_replication_servers(facts: &Facts) -> Vec<Finding> {
     facts.replicators.iter().filter(unused).map(finding).collect()
 }
 
-/// Security groups that servers share: those of networks in which no server replicates any more.
+/// Security groups that servers share, apart from what the ledgers say of them.
 pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
+    let is_unneeded = |group: &&SharedGroup| !facts.group_needs.include(group);
     let finding = |group: &SharedGroup| {
-        let is_needed = facts.group_needs.include(group);
         let resource = Resource {
             kind: ResourceKind::SecurityGroup,
             id: Some(group.id.to_string()),
@@ -209,14 +216,10 @@ pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
             purpose: Some(Purpose::Staging),
             since: None,
             monthly: None,
-            why: (!is_needed).then_some(Why::Unused),
+            why: Some(Why::Unused),
             done: Done::Nothing,
         };
-        Finding {
-            resource,
-            entry: None,
-            act: if is_needed { Act::Nothing } else { Act::RemoveGroup(group.id.clone()) },
-        }
+        Finding { resource, entry: None, act: Act::RemoveGroup(group.id.clone()) }
     };
-    facts.groups.iter().map(finding).collect()
+    facts.groups.iter().flatten().filter(is_unneeded).map(finding).collect()
 }

@@ -6,9 +6,9 @@ use rehost_model::ledger::{Billed, Purpose, ResourceKind};
 use rehost_model::settings::StagingDiskType;
 use rehost_model::{InstanceId, SnapshotId, VolumeId};
 
-use super::{Answer, JobContext, State, StepError, done, in_progress};
+use super::{Answer, JobContext, State, StepError, done, groups, in_progress};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, ConversionProgress, ConversionSpec, Ports, VolumeSpec};
+use crate::ports::{ClientToken, ConversionProgress, ConversionSpec, GroupRole, Ports, VolumeSpec};
 
 pub(super) async fn run(ports: &Ports, state: &State) -> Answer {
     let context = JobContext::load_unfinished(ports, state).await?;
@@ -77,7 +77,8 @@ async fn start(ports: &Ports, context: &JobContext, volumes: Vec<VolumeId>) -> R
     let planned = Planned { server, kind, purpose, job: Some(job), token: &token, billed: None };
     let request = super::launch::conversion_request(ports, &context.server, &volumes);
     let staging_subnet_id = context.server.internal.replication.settings.staging_area_subnet_id.clone();
-    let spec = ConversionSpec { volumes, request, staging_subnet_id, tags: planned.tags() };
+    let security_group = groups::ensure(ports, &context.server, GroupRole::Conversion, Some(job)).await?;
+    let spec = ConversionSpec { volumes, request, staging_subnet_id, security_group, tags: planned.tags() };
     let conversion_server = ledger::make(ports, &planned, ports.compute.start_conversion(&spec, &token)).await?;
     let data = data(context, &conversion_server, None);
     context
@@ -121,8 +122,8 @@ async fn failed(
 async fn remove_conversion_server(ports: &Ports, context: &JobContext) -> Result<(), StepError> {
     let entries = ledger::entries(ports, &context.server.source_server_id).await?;
     let mine = |e: &rehost_model::ledger::LedgerEntry| {
-        let server = e.purpose == Purpose::Conversion && e.kind == ResourceKind::Instance;
-        server && e.job.as_ref() == Some(&context.job.job_id)
+        let of_it = matches!(e.kind, ResourceKind::Instance | ResourceKind::SecurityGroup);
+        of_it && e.purpose == Purpose::Conversion && e.job.as_ref() == Some(&context.job.job_id)
     };
     Ok(ledger::remove(ports, entries.into_iter().filter(mine).collect()).await?)
 }

@@ -9,6 +9,7 @@ mod convert;
 mod cutover;
 mod finalize;
 mod gate;
+mod groups;
 mod job;
 mod launch;
 mod provision;

@@ -10,9 +10,9 @@ use rehost_model::replication::{
 use rehost_model::replicator::Assignment;
 use rehost_model::{InstanceId, SourceServer, VolumeId};
 
-use super::{Answer, State, StepError, VISIBLE_AFTER_MS, done, in_progress, replicator, stopped};
+use super::{Answer, State, StepError, VISIBLE_AFTER_MS, done, groups, in_progress, replicator, stopped};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, Ports, VolumeSpec};
+use crate::ports::{ClientToken, GroupRole, InstanceState, Ports, VolumeSpec};
 use crate::{PortError, PortErrorKind, observe, repo};
 
 /// How long one initiation step may take before it counts as failed; milliseconds.
@@ -92,12 +92,10 @@ async fn step_outcome(ports: &Ports, server: &SourceServer, step: Name) -> Resul
         Name::Wait => {
             outcome(server.life_cycle.last_seen_by_service_date_time.is_some(), "the agent has not been heard of")
         }
-        Name::CreateSecurityGroup => {
-            match ports.compute.ensure_security_group(&server.internal.replication.settings).await? {
-                Some(_) => Outcome::Succeeded,
-                None => Outcome::Skipped,
-            }
-        }
+        Name::CreateSecurityGroup => match groups::ensure(ports, server, GroupRole::Replication, None).await? {
+            Some(_) => Outcome::Succeeded,
+            None => Outcome::Skipped,
+        },
         Name::LaunchReplicationServer => {
             replicator::launch(ports, server).await?;
             Outcome::Succeeded

@@ -12,9 +12,9 @@ use rehost_model::{InstanceId, ReplicatorId, ServerId, SourceServer};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::StepError;
+use super::{StepError, groups};
 use crate::ledger::{self, Planned};
-use crate::ports::{ClientToken, InstanceState, ItemKey, Kind, Ports, ReplicationServerSpec, Tags, Version};
+use crate::ports::{ClientToken, GroupRole, InstanceState, ItemKey, Kind, Ports, ReplicationServerSpec, Tags, Version};
 use crate::{PortError, repo};
 
 /// A replication server that serves others has let go of a server's volumes when it has reported this long after it was told;
@@ -87,7 +87,7 @@ async fn spec(
         String::from_utf8(enrol_token).map_err(|e| PortError::invalid(format!("the sealed token: {e}")))?;
     Ok(ReplicationServerSpec {
         id: replicator.id.clone(),
-        security_group: ports.compute.ensure_security_group(&settings).await?,
+        security_group: groups::ensure(ports, server, GroupRole::Replication, None).await?,
         tags: Tags::from([("rehost:replicator".to_owned(), replicator.id.to_string())]),
         settings,
         enrol_token,

@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use rehost_control::PortErrorKind;
 use rehost_control::ports::{
-    ClientToken, Compute, ConversionProgress, ConversionSpec, ImageSpec, ImageState, InstanceSpec, InstanceState,
-    MAX_SNAPSHOT_READ, Objects, ReplicationServerSpec, SharedGroup, SnapshotState, VolumeSpec,
+    ClientToken, Compute, ConversionProgress, ConversionSpec, GroupRole, GroupSource, ImageSpec, ImageState,
+    InstanceSpec, InstanceState, MAX_SNAPSHOT_READ, Objects, ReplicationServerSpec, SharedGroup, SnapshotState,
+    VolumeSpec,
 };
 use rehost_model::conversion::{
     ConversionOutcome, ConversionReport, ConversionRequest, ConversionTarget, Finding, Severity,
@@ -14,7 +15,7 @@ use rehost_model::launch::{BootMode, LaunchConfiguration, Probe, RightSizing};
 use rehost_model::ledger::ResourceKind;
 use rehost_model::link::BootFirmware;
 use rehost_model::settings::{EbsEncryption, ReplicationSettings, StagingDiskType};
-use rehost_model::{ImageId, InstanceId, ReplicatorId, SnapshotId, VolumeId};
+use rehost_model::{ImageId, InstanceId, ReplicatorId, SecurityGroupId, SnapshotId, VolumeId};
 
 use crate::world::{BUCKET, STACK, World, token};
 
@@ -37,10 +38,24 @@ pub(crate) async fn volume(world: &World, name: &str) -> VolumeId {
     world.compute.create_volume(&volume_spec(world, &token, None), &token).await.unwrap()
 }
 
+/// What a step does about a group, but for the ledger.
+async fn group(world: &World, settings: &ReplicationSettings, role: GroupRole) -> Option<SecurityGroupId> {
+    match world.compute.group_source(settings, role).await.unwrap() {
+        GroupSource::Unnamed => None,
+        GroupSource::Given(group) => Some(group),
+        GroupSource::Shared(network) => Some(world.compute.ensure_shared_group(&network, role).await.unwrap()),
+    }
+}
+
+/// Replication in another network.
+fn far(world: &World) -> ReplicationSettings {
+    ReplicationSettings { staging_area_subnet_id: world.far_subnet.clone(), ..ReplicationSettings::default() }
+}
+
 pub(crate) async fn replicator_spec(world: &World, settings: ReplicationSettings) -> ReplicationServerSpec {
     ReplicationServerSpec {
         id: ReplicatorId::generate(),
-        security_group: world.compute.ensure_security_group(&settings).await.unwrap(),
+        security_group: group(world, &settings, GroupRole::Replication).await,
         settings,
         enrol_token: "s3cret".to_owned(),
         tags: [("rehost:replicator".to_owned(), "r".to_owned())].into(),
@@ -184,21 +199,20 @@ async fn replication_servers_are_launched_as_the_settings_say() {
     // Nothing of it is a server's own.
     assert_eq!(world.compute.tagged_resources(None).await.unwrap(), []);
 
-    let far = ReplicationSettings {
-        staging_area_subnet_id: world.far_subnet.clone(),
+    let settings = ReplicationSettings {
         replication_server_instance_type: "m5.large".to_owned(),
         create_public_ip: true,
-        ..ReplicationSettings::default()
+        ..far(&world)
     };
-    let spec = replicator_spec(&world, far).await;
-    let group = spec.security_group.clone().unwrap();
-    assert_eq!(world.compute.ensure_security_group(&spec.settings).await.unwrap(), Some(group.clone()));
-    assert_ne!(group.as_str(), world.config.staging_security_group);
+    let spec = replicator_spec(&world, settings).await;
+    let made = spec.security_group.clone().unwrap();
+    assert_eq!(group(&world, &spec.settings, GroupRole::Replication).await.as_ref(), Some(&made));
+    assert_ne!(made.as_str(), world.config.staging_security_group);
     assert_eq!(world.proxy.counts()["ec2:CreateSecurityGroup"], 1);
     assert_eq!(world.proxy.counts()["ec2:AuthorizeSecurityGroupIngress"], 1);
     world.compute.launch_replication_server(&spec, &token("far")).await.unwrap();
     let asked = world.seen.last("RunInstances");
-    assert_eq!(asked["NetworkInterface.1.SecurityGroupId.1"], group.as_str());
+    assert_eq!(asked["NetworkInterface.1.SecurityGroupId.1"], made.as_str());
     assert_eq!(asked["NetworkInterface.1.AssociatePublicIpAddress"], "true");
     assert_eq!(asked["InstanceType"], "m5.large");
 }
@@ -218,6 +232,7 @@ async fn a_conversion_goes_from_its_task_to_its_report() {
         volumes: volumes.to_vec(),
         request: request.clone(),
         staging_subnet_id: String::new(),
+        security_group: None,
         tags: world.tags("conversion", token),
     };
     let converting = token("convert");
@@ -265,18 +280,28 @@ async fn a_conversion_server_in_another_network_gets_a_group_of_that() {
     let world = World::new().await;
     let compute = &world.compute;
     let request = ConversionRequest::new(ConversionTarget::Ec2, BootMode::Uefi, Vec::new());
-    for name in ["far-0", "far-1"] {
-        let made = token(name);
-        let tags = world.tags("conversion", &made);
-        let subnet = world.far_subnet.clone();
-        let spec =
-            ConversionSpec { volumes: Vec::new(), request: request.clone(), staging_subnet_id: subnet.clone(), tags };
-        compute.start_conversion(&spec, &made).await.unwrap();
+    let subnet = &world.far_subnet;
+    let spec = |security_group: &SecurityGroupId, token: &ClientToken| ConversionSpec {
+        volumes: Vec::new(),
+        request: request.clone(),
+        staging_subnet_id: subnet.clone(),
+        security_group: Some(security_group.clone()),
+        tags: world.tags("conversion", token),
+    };
+    let mut made = None;
+    for token in [token("far-0"), token("far-1")] {
+        let id = group(&world, &far(&world), GroupRole::Conversion).await.unwrap();
+        assert_eq!(made.get_or_insert(id.clone()), &id);
+        compute.start_conversion(&spec(&id, &token), &token).await.unwrap();
         let asked = world.seen.last("RunInstances");
-        assert_eq!(asked["NetworkInterface.1.SubnetId"], subnet);
-        assert_ne!(asked["NetworkInterface.1.SecurityGroupId.1"], world.config.staging_security_group);
+        assert_eq!(asked["NetworkInterface.1.SubnetId"], *subnet);
+        assert_eq!(asked["NetworkInterface.1.SecurityGroupId.1"], id.as_str());
         assert!(!asked.contains_key("SubnetId"));
     }
+    let late = token("far-2");
+    world.seen.refuse("RunInstances", "InvalidGroup.NotFound");
+    let refused = compute.start_conversion(&spec(&made.unwrap(), &late), &late).await.unwrap_err();
+    assert_eq!(refused.kind, PortErrorKind::Conflict, "the reaper was faster: {refused}");
     assert_eq!(world.proxy.counts()["ec2:CreateSecurityGroup"], 1);
     assert!(!world.proxy.counts().contains_key("ec2:AuthorizeSecurityGroupIngress"));
 }
@@ -286,12 +311,13 @@ async fn a_group_in_another_network_is_shown_and_goes() {
     let world = World::new().await;
     let compute = &world.compute;
     assert_eq!(compute.shared_groups().await.unwrap(), []);
-    let far =
-        ReplicationSettings { staging_area_subnet_id: world.far_subnet.clone(), ..ReplicationSettings::default() };
-    let spec = replicator_spec(&world, far.clone()).await;
-    let (id, network) = (spec.security_group.clone().unwrap(), compute.network_of(&far).await.unwrap().unwrap());
-    assert_ne!(compute.network_of(&ReplicationSettings::default()).await.unwrap().unwrap(), network);
-    let shown = |in_use| SharedGroup { id: id.clone(), network: network.clone(), in_use };
+    let settings = far(&world);
+    let role = GroupRole::Replication;
+    assert!(matches!(compute.group_source(&settings, role).await.unwrap(), GroupSource::Shared(_)));
+    assert_eq!(compute.shared_groups().await.unwrap(), [], "nothing is made by being asked for");
+    let spec = replicator_spec(&world, settings.clone()).await;
+    let id = spec.security_group.clone().unwrap();
+    let shown = |in_use| SharedGroup { id: id.clone(), in_use };
     assert_eq!(compute.shared_groups().await.unwrap(), [shown(false)]);
     let instance = compute.launch_replication_server(&spec, &token("far")).await.unwrap();
     assert_eq!(compute.shared_groups().await.unwrap(), [shown(true)]);
@@ -301,8 +327,8 @@ async fn a_group_in_another_network_is_shown_and_goes() {
         compute.delete_security_group(&id).await.unwrap();
     }
     assert_eq!(compute.shared_groups().await.unwrap(), []);
-    let gone = ReplicationSettings { staging_area_subnet_id: "subnet-0123456789abcdef0".to_owned(), ..far };
-    assert_eq!(compute.network_of(&gone).await.unwrap_err().kind, PortErrorKind::Invalid);
+    let gone = ReplicationSettings { staging_area_subnet_id: "subnet-0123456789abcdef0".to_owned(), ..settings };
+    assert_eq!(compute.group_source(&gone, role).await.unwrap_err().kind, PortErrorKind::Invalid);
 }
 
 #[tokio::test]

@@ -42,8 +42,7 @@ struct End {
 
 async fn migrate(world: &Arc<World>, plan: Plan) -> (End, Way) {
     let began = Instant::now();
-    let region = world.fresh().await;
-    let mut source = Source::enrol(world, region, plan).await;
+    let mut source = enrol(world, plan).await;
     source.migrate().await;
     let (end, way) = (end(world, &source).await, std::mem::take(&mut source.way));
     let (calls, struck, took) = (way.calls, way.struck, began.elapsed());
@@ -51,7 +50,18 @@ async fn migrate(world: &Arc<World>, plan: Plan) -> (End, Way) {
     (end, way)
 }
 
+/// A server that replicates in a network of the user's: there are more calls than in the stack's own.
+async fn enrol(world: &Arc<World>, plan: Plan) -> Source {
+    let region = world.fresh().await;
+    let far_subnet = region.far_subnet.clone();
+    let source = Source::enrol(world, region, plan).await;
+    source.stage_in(&far_subnet).await;
+    source
+}
+
 async fn end(world: &World, source: &Source) -> End {
+    // What servers share goes with the reaper alone, and that may have met failures.
+    chores::run(&source.ports, "reap", json!({})).await.unwrap();
     let table = Table::read(&source.ports).await;
     let left = chores::left(&source.ports, true).await.unwrap();
     End { table, resources: world.resources().await, ledger: source.ledger().await, left }
@@ -112,8 +122,7 @@ async fn every_call_is_throttled_once_and_broken_once() {
 async fn every_invocation_comes_twice_late_and_out_of_order() {
     let world = World::new().await;
     let (expected, _) = migrate(&world, Plan::Nothing).await;
-    let region = world.fresh().await;
-    let mut source = Source::enrol(&world, region, Plan::Twice).await;
+    let mut source = enrol(&world, Plan::Twice).await;
     source.migrate().await;
     same(&expected, &end(&world, &source).await, "every invocation twice");
     let invocations = std::mem::take(&mut source.way.invocations);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use rehost_control::operations::{self, ReplicationChange, ServerSettings};
+use rehost_control::operations::{self, ServerSettings};
 use rehost_model::LifeCycleState;
 use rehost_model::job::{InitiatedBy, JobStatus};
 use rehost_model::ledger::ResourceKind;
@@ -136,12 +136,6 @@ impl Source {
     async fn snapshots(&self) -> usize {
         let resources = self.ports.compute.tagged_resources(Some(&self.id)).await.unwrap();
         resources.iter().filter(|resource| resource.kind == ResourceKind::Snapshot).count()
-    }
-
-    async fn stage_in(&self, subnet: &str) {
-        let change =
-            ReplicationChange { staging_area_subnet_id: Some(subnet.to_owned()), ..ReplicationChange::default() };
-        operations::update_replication_configuration(&self.ports, &self.id, &change).await.unwrap();
     }
 
     /// Begins the replication, up to where it stalls; what the server shows then.

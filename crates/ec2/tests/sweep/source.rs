@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rehost_control::Ports;
 use rehost_control::link::{self, CertificateIdentity};
-use rehost_control::operations::{self, OperationError, ServerSettings};
+use rehost_control::operations::{self, OperationError, ReplicationChange, ServerSettings};
 use rehost_control::ports::{ExecutionStatus, ItemKey, Kind};
 use rehost_control::steps::StepError;
 use rehost_control::{PortErrorKind, ledger, schedule};
@@ -109,7 +109,7 @@ fn enrolment(csr: &str) -> EnrolRequest {
 
 impl Source {
     pub(crate) async fn enrol(world: &Arc<World>, region: Region, plan: Plan) -> Self {
-        let Region { steps, ports } = region;
+        let Region { steps, ports, .. } = region;
         if let Plan::EachWhereverItComes { after_effect } = plan {
             world.breaker.set(Some(after_effect));
         }
@@ -137,6 +137,13 @@ impl Source {
         };
         source.agent.serial = source.server().await.internal.certificate_serials[0].clone();
         source
+    }
+
+    /// Names the staging subnet.
+    pub(crate) async fn stage_in(&self, subnet: &str) {
+        let change =
+            ReplicationChange { staging_area_subnet_id: Some(subnet.to_owned()), ..ReplicationChange::default() };
+        operations::update_replication_configuration(&self.ports, &self.id, &change).await.unwrap();
     }
 
     pub(crate) async fn server(&self) -> SourceServer {

@@ -47,6 +47,8 @@ pub(crate) struct Region {
     pub(crate) steps: Ports,
     /// For everybody else: users, agents, replicators.
     pub(crate) ports: Ports,
+    /// In a network other than the stack's.
+    pub(crate) far_subnet: String,
 }
 
 impl World {
@@ -92,11 +94,11 @@ impl World {
             for machine in ["migrate", "provision", "snapshot", "launch", "terminate", "finalize"] {
                 stack::make_machine(moto.port(), machine, &wait).unwrap();
             }
-            environment
+            (environment, stack::make_far_subnet(moto.port()).unwrap())
         };
-        let environment = tokio::task::spawn_blocking(make).await.unwrap();
+        let (environment, far_subnet) = tokio::task::spawn_blocking(make).await.unwrap();
         let config = RegionConfig::read(&|name| environment.get(name).cloned()).unwrap();
-        Region { steps: ports(&config, &self.proxy).await, ports: ports(&config, &self.ground).await }
+        Region { steps: ports(&config, &self.proxy).await, ports: ports(&config, &self.ground).await, far_subnet }
     }
 
     /// What there is in the account, by kind: how many.

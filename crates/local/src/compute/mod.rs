@@ -44,7 +44,7 @@ use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::ledger::{ResourceKind, SERVER_TAG};
 use rehost_model::region::REPLICATION_PORT;
 use rehost_model::settings::ReplicationSettings;
-use rehost_model::{InstanceId, SecurityGroupId, ServerId, SnapshotId, Timestamp, VolumeId};
+use rehost_model::{InstanceId, ServerId, SnapshotId, Timestamp, VolumeId};
 
 pub use accel::Accelerator;
 pub use assets::{ConversionAssets, default_cache, prepare};
@@ -226,10 +226,6 @@ fn now() -> Timestamp {
 
 #[async_trait]
 impl Compute for LocalCompute {
-    async fn ensure_security_group(&self, _: &ReplicationSettings) -> PortResult<Option<SecurityGroupId>> {
-        Ok(None)
-    }
-
     async fn launch_replication_server(
         &self,
         spec: &ReplicationServerSpec,

@@ -142,7 +142,7 @@ fn conversion_of(disk: &VolumeId, boot_mode: BootMode) -> ConversionSpec {
     let requested = RequestedDisk { serial: disk.nvme_serial(), source_device: Some("/dev/sda".to_owned()) };
     let request = ConversionRequest::new(ConversionTarget::Qemu, boot_mode, vec![requested]);
     let (staging_subnet_id, tags) = (String::new(), tags(&ServerId::generate()));
-    ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags }
+    ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, security_group: None, tags }
 }
 
 fn await_report(region: &Region, id: &InstanceId) -> ConversionReport {

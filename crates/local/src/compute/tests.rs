@@ -320,7 +320,7 @@ fn a_converter_that_is_missing_is_said_and_nothing_stays() {
     let requested = RequestedDisk { serial: disk.nvme_serial(), source_device: Some("/dev/sda".to_owned()) };
     let request = ConversionRequest::new(ConversionTarget::Qemu, BootMode::LegacyBios, vec![requested]);
     let (staging_subnet_id, tags) = (String::new(), tags(&ServerId::generate()));
-    let spec = ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, tags };
+    let spec = ConversionSpec { volumes: vec![disk.clone()], request, staging_subnet_id, security_group: None, tags };
     let refused = region.engine.start_conversion(&spec, &token(&["c"])).unwrap_err();
     assert!(refused.message.contains("/nonexistent/rehost-converter"), "{refused}");
     assert!(region.left_in("instances").is_empty());

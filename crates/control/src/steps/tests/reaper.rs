@@ -7,9 +7,9 @@ use super::*;
 use crate::PortError;
 use crate::costs::PriceTable;
 use crate::ledger::{PURPOSE_TAG, TOKEN_TAG};
-use crate::ports::{SharedGroup, Tags};
+use crate::ports::{GroupRole, Tags};
 use crate::reaper::{Done, Leftovers, Why, reap};
-use crate::testing::NO_SUBNET;
+use crate::steps::groups;
 
 const HOUR_MS: i64 = 3_600_000;
 
@@ -40,19 +40,20 @@ impl Source {
         self.fake.world().resources.contains_key(id)
     }
 
-    async fn stage_in(&self, subnet: &str) {
-        let moved = repo::update_server(&self.ports, &self.id, |server| {
-            server.internal.replication.settings.staging_area_subnet_id = subnet.to_owned();
-            Ok::<_, PortError>(())
-        });
-        moved.await.unwrap();
+    async fn note(&self, token: &str, purpose: Purpose, resource: Option<&str>) {
+        self.write(ResourceKind::Volume, token, purpose, resource).await;
     }
 
-    async fn note(&self, token: &str, purpose: Purpose, resource: Option<&str>) {
+    /// Somebody is about to look for a security group, or to make it.
+    async fn plan_group(&self) {
+        self.write(ResourceKind::SecurityGroup, "group", Purpose::Staging, None).await;
+    }
+
+    async fn write(&self, kind: ResourceKind, token: &str, purpose: Purpose, resource: Option<&str>) {
         let entry = LedgerEntry {
             token: token.to_owned(),
             server: self.id.clone(),
-            kind: ResourceKind::Volume,
+            kind,
             resource: resource.map(str::to_owned),
             purpose,
             job: None,
@@ -121,32 +122,85 @@ async fn what_is_in_no_ledger_goes_unless_it_may_be_the_users() {
     assert!(source.exists(&theirs) && source.exists(&unclear));
 }
 
-/// A group in this network, made earlier.
-fn group(network: &str, in_use: bool) -> SharedGroup {
-    SharedGroup { id: SecurityGroupId::generate(), network: network.to_owned(), in_use }
+impl Source {
+    /// The groups that are in the region, by network and role.
+    fn groups(&self) -> Vec<(String, &'static str)> {
+        self.fake.world().groups.keys().cloned().collect()
+    }
 }
 
 #[tokio::test]
-async fn a_security_group_goes_with_the_last_server_of_its_network() {
+async fn a_security_group_goes_when_it_is_in_nobodys_ledger() {
     let mut source = Source::enrol().await;
-    source.reach_ready_for_test().await;
     source.stage_in("subnet-1").await;
-    let groups = [("subnet-1", false), ("subnet-2", true), ("subnet-3", false), ("subnet-4", false)];
-    let groups = groups.map(|(network, in_use)| group(network, in_use));
-    source.fake.world().groups = groups.to_vec();
-    let named = repo::update_server(&source.ports, &source.id, |server| {
-        server.internal.replication.settings.replication_servers_security_groups_ids = vec![groups[3].id.clone()];
-        Ok::<_, PortError>(())
-    });
-    named.await.unwrap();
-    let left = |source: &Source| source.fake.world().groups.iter().map(|g| g.network.clone()).collect::<Vec<_>>();
+    source.reach_ready_for_test().await;
+    let test = source.start(InitiatedBy::StartTest).await;
+    source.launch(&test).await.unwrap();
+    assert_eq!(source.groups(), [("subnet-1".to_owned(), "conversion"), ("subnet-1".to_owned(), "replication")]);
+    let noted = source.group_entries().await;
+    assert_eq!(
+        noted.iter().map(|entry| entry.purpose).collect::<Vec<_>>(),
+        [Purpose::Staging],
+        "the conversion is over"
+    );
     assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
-    assert_eq!(left(&source), ["subnet-1", "subnet-2", "subnet-4"]);
-    source.stage_in(NO_SUBNET).await;
+    assert_eq!(source.groups(), [("subnet-1".to_owned(), "replication")]);
+    operations::disconnect_from_service(&source.ports, &source.id).await.unwrap();
+    source.finalize().await;
+    assert_eq!(source.group_entries().await, []);
     assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
-    assert_eq!(left(&source), ["subnet-2", "subnet-4"], "an instance has the one, settings name the other");
-    let shown = source.reap().await;
-    assert_eq!(shown.resources.iter().filter(|r| r.kind == ResourceKind::SecurityGroup).count(), 2);
+    assert_eq!((source.groups(), source.reaped().await), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_security_group_is_kept_by_whoever_may_need_it() {
+    let source = Source::enrol().await;
+    source.stage_in("subnet-1").await;
+    for role in GroupRole::ALL {
+        source.ports.compute.ensure_shared_group("subnet-1", role).await.unwrap();
+    }
+    let ids: Vec<_> = source.fake.world().groups.values().map(|group| group.id.clone()).collect();
+    let named = async |names: Vec<SecurityGroupId>| {
+        let named = repo::update_server(&source.ports, &source.id, |server| {
+            server.internal.replication.settings.replication_servers_security_groups_ids = names.clone();
+            Ok::<_, PortError>(())
+        });
+        named.await.unwrap();
+    };
+    named(ids).await;
+    assert_eq!(source.reaped().await, [], "settings name both");
+    named(vec![]).await;
+    let used = |in_use| source.fake.world().groups.values_mut().for_each(|group| group.in_use = in_use);
+    used(true);
+    assert_eq!(source.reaped().await, [], "instances have them");
+    used(false);
+    source.plan_group().await;
+    assert_eq!(source.reaped().await, [], "one of them is just being looked up");
+    source.hours_pass(2);
+    assert_eq!(source.reaped().await, [(Why::ReplicationEnded, Done::StruckOut)], "it never began");
+    source.fake.world().groups_unknown = true;
+    assert_eq!(source.reaped().await, [], "they cannot be listed");
+    source.fake.world().groups_unknown = false;
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed), (Why::Unused, Done::Removed)]);
+    assert_eq!(source.groups(), []);
+}
+
+#[tokio::test]
+async fn an_entry_of_a_security_group_that_somebody_deleted_is_struck_out_and_comes_again() {
+    let mut source = Source::enrol().await;
+    source.stage_in("subnet-1").await;
+    source.reach_ready_for_test().await;
+    source.fake.world().groups.clear();
+    source.hours_pass(2);
+    source.fake.world().groups_unknown = true;
+    assert_eq!(source.reaped().await, [], "they cannot be listed");
+    source.fake.world().groups_unknown = false;
+    assert_eq!(source.reaped().await, [(Why::Gone, Done::StruckOut)]);
+    assert_eq!(source.group_entries().await, []);
+    let server = source.server();
+    let group = groups::ensure(&source.ports, &server, GroupRole::Replication, None).await.unwrap().unwrap();
+    let noted: Vec<_> = source.group_entries().await.into_iter().map(|entry| entry.resource).collect();
+    assert_eq!(noted, [Some(group.to_string())]);
 }
 
 #[tokio::test]

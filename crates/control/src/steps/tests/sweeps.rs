@@ -7,6 +7,7 @@ async fn sweep(after_effect: bool) {
     let steps = ["register", "provision", "replication-status", "snapshot", "ready-for-test"];
     for n in 0.. {
         let mut source = Source::enrol().await;
+        source.stage_in("subnet-1").await;
         let mut state = source.migrate_input();
         let mut planted = false;
         for step in steps {
@@ -31,6 +32,8 @@ async fn sweep(after_effect: bool) {
             (count(ResourceKind::Volume), count(ResourceKind::Snapshot))
         };
         assert_eq!((volumes, snapshots), (2, 2), "call {n}");
+        let groups = source.group_entries().await;
+        assert!(groups.len() == 1 && groups[0].resource.is_some(), "of replication, call {n}: {groups:?}");
         if !planted {
             assert!(n > 10, "the sweep has to reach every call; it ended at {n}");
             return;
@@ -52,6 +55,7 @@ async fn replication_survives_a_failure_after_every_call() {
 async fn sweep_launch(after_effect: bool) {
     for n in 0.. {
         let mut source = Source::enrol().await;
+        source.stage_in("subnet-1").await;
         source.reach_ready_for_test().await;
         let job = source.start(InitiatedBy::StartTest).await;
         let mut state = source.launch_state(&job);
@@ -74,6 +78,8 @@ async fn sweep_launch(after_effect: bool) {
             world.resources.values().filter(|(kind, tags)| *kind == ResourceKind::Instance && of_server(tags)).count()
         };
         assert_eq!(instances, 1, "the copy and nothing else, call {n}");
+        let groups = source.group_entries().await;
+        assert!(groups.len() == 1 && groups[0].resource.is_some(), "of replication, call {n}: {groups:?}");
         if !planted {
             assert!(n > 5, "the sweep has to reach every call; it ended at {n}");
             return;
