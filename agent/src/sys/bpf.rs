@@ -12,6 +12,7 @@ use std::{
 };
 
 const MAP_CREATE: libc::c_int = 0;
+const MAP_UPDATE: libc::c_int = 2;
 const MAP_DELETE: libc::c_int = 3;
 const PROG_LOAD: libc::c_int = 5;
 const OBJ_PIN: libc::c_int = 6;
@@ -24,6 +25,9 @@ const MAP_LOOKUP_BATCH: libc::c_int = 24;
 
 const PROG_TYPE_TRACING: u32 = 26;
 const ATTACH_TYPE_TRACE_RAW_TP: u32 = 23;
+
+/// `BPF_NOEXIST`: only if there is no such entry.
+const UNLESS_THERE: u64 = 1;
 
 /// The kernel lets GPL-compatible programs alone read its structures; this is one of the names it knows as such.
 const LICENSE: &CStr = c"Dual MIT/GPL";
@@ -169,25 +173,38 @@ pub(crate) fn remove_place(map: BorrowedFd<'_>, key: u64) -> io::Result<()> {
     unsafe { bpf(MAP_DELETE, &mut attributes) }.map(drop)
 }
 
+/// What calls on one entry of a table take.
+#[repr(C)]
+struct EntryAttributes {
+    map: RawFd,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
 /// Removes an entry of a hash table from addresses to places; what it was in that moment.
 ///
 /// # Errors
 /// There is none, or the kernel is older than 5.14, which cannot do both at once.
 pub(crate) fn take_place(map: BorrowedFd<'_>, key: u64) -> io::Result<Place> {
-    #[repr(C)]
-    struct Attributes {
-        map: RawFd,
-        padding: u32,
-        key: u64,
-        value: u64,
-        flags: u64,
-    }
     let mut place = Place::default();
     let (key, value) = (address(&raw const key), address(&raw mut place));
-    let mut attributes = Attributes { map: map.as_raw_fd(), padding: 0, key, value, flags: 0 };
+    let mut attributes = EntryAttributes { map: map.as_raw_fd(), padding: 0, key, value, flags: 0 };
     // SAFETY: key and value live until the call returns and are as long as the table's.
     unsafe { bpf(MAP_LOOKUP_AND_DELETE, &mut attributes) }?;
     Ok(place)
+}
+
+/// Puts an entry into a hash table from addresses to places.
+///
+/// # Errors
+/// There is one.
+pub(crate) fn put_place(map: BorrowedFd<'_>, key: u64, place: Place) -> io::Result<()> {
+    let (key, value) = (address(&raw const key), address(&raw const place));
+    let mut attributes = EntryAttributes { map: map.as_raw_fd(), padding: 0, key, value, flags: UNLESS_THERE };
+    // SAFETY: key and value live until the call returns and are as long as the table's.
+    unsafe { bpf(MAP_UPDATE, &mut attributes) }.map(drop)
 }
 
 /// Why a program was refused.

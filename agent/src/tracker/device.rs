@@ -22,7 +22,7 @@ pub(super) struct BlockDevice {
     /// Whether one request may discard many places.
     pub(super) discards_many: bool,
     /// Its directory in sysfs.
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 /// Which disk a path leads to. A disk that was detached and attached again is another one: nobody has marked what was done to
@@ -91,10 +91,17 @@ impl BlockDevice {
         Ok(Self { major, minor, sequence, has_requests, discards_many, directory })
     }
 
-    /// How many reads and writes are on their way; none if the kernel does not say.
-    pub(super) fn in_flight(&self) -> u64 {
-        let counts = text(self.directory.join("inflight")).unwrap_or_default();
-        counts.split_whitespace().filter_map(|count| count.parse::<u64>().ok()).sum()
+    /// How many reads and writes are on their way, if the kernel says.
+    pub(super) fn in_flight(&self) -> Option<u64> {
+        let counts = text(self.directory.join("inflight"))?;
+        let counts: Vec<u64> = counts.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        (!counts.is_empty()).then(|| counts.iter().sum())
+    }
+
+    /// Whether the disk has certainly completed every request that it was given. (Of bios only some drivers keep count.)
+    pub(super) fn is_idle(&self) -> bool {
+        let counts_all = self.has_requests && number(self.directory.join("queue/iostats")) == Some(1);
+        counts_all && self.in_flight() == Some(0)
     }
 }
 

@@ -32,6 +32,9 @@ use crate::sys::{
 /// No write takes longer: that is the kernel's patience with a request. One that is noted for longer was completed unseen.
 const LONGEST_WRITE: Duration = Duration::from_secs(30);
 
+/// A request that is noted for so long was given to the disk long ago. If the disk has nothing to do, its completion passed unseen.
+const UNSEEN_AFTER: Duration = Duration::from_secs(1);
+
 /// How long a new tracker waits until bios that were on their way before it are complete.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -53,14 +56,12 @@ pub(super) enum EbpfError {
 pub(super) struct EbpfTracker {
     /// Its path, for messages.
     disk: String,
-    kind: TrackerKind,
+    device: BlockDevice,
     marks: Marks<SharedWords>,
     meta: Meta,
     attached: Vec<Attached>,
     /// The map of writes that are noted.
     notes: OwnedFd,
-    /// Whether there are notes of what is complete, which are as good as marks.
-    notes_mark: bool,
     /// Those that the last collection found, and since when they are there.
     noted: HashMap<(u64, Place), Instant>,
 }
@@ -141,11 +142,9 @@ impl EbpfTracker {
         };
         let (fine, rough) = (geometry.fine_entries(), geometry.coarse_entries());
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
-        let kind = if device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio };
         bpf::places(notes.as_fd())?;
-        let notes_mark = device.has_requests && device.discards_many;
         let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
-        Ok(Self { disk, kind, marks, meta, attached, notes, notes_mark, noted: HashMap::new() })
+        Ok(Self { disk, device: device.clone(), marks, meta, attached, notes, noted: HashMap::new() })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -183,7 +182,7 @@ impl EbpfTracker {
     /// Makes pending what is being written, and forgets what cannot be.
     fn collect_notes(&mut self, pass: Pass) -> Result<(), MarksLost> {
         let now = Instant::now();
-        let mut noted = HashMap::new();
+        let (mut noted, mut old) = (HashMap::new(), Vec::new());
         for note in self.notes()? {
             let (key, place) = note;
             self.marks.collect_range(range_of(place), pass);
@@ -199,12 +198,36 @@ impl EbpfTracker {
             if since.elapsed() > LONGEST_WRITE {
                 // It may be complete by now.
                 let _ = bpf::remove_place(self.notes.as_fd(), key);
-            } else {
-                noted.insert(note, since);
+                continue;
             }
+            if since.elapsed() > UNSEEN_AFTER {
+                old.push(key);
+            }
+            noted.insert(note, since);
         }
         self.noted = noted;
+        if !old.is_empty() && self.device.is_idle() {
+            self.forget_unseen(&old, pass);
+        }
         Ok(())
+    }
+
+    /// Forgets the notes under these addresses, of which an idle disk has nothing left to do.
+    fn forget_unseen(&mut self, keys: &[u64], pass: Pass) {
+        let mut taken = Vec::new();
+        for key in keys {
+            if let Ok(place) = bpf::take_place(self.notes.as_fd(), *key) {
+                self.marks.collect_range(range_of(place), pass);
+                taken.push((*key, place));
+            }
+        }
+        if !self.device.is_idle() {
+            // What began meanwhile may have been noted under one of them.
+            for (key, place) in taken {
+                // Fails where another is noted by now.
+                let _ = bpf::put_place(self.notes.as_fd(), key, place);
+            }
+        }
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
@@ -220,7 +243,7 @@ impl EbpfTracker {
 
 impl DiskTracker for EbpfTracker {
     fn kind(&self) -> TrackerKind {
-        self.kind
+        if self.device.has_requests { TrackerKind::Ebpf } else { TrackerKind::EbpfBio }
     }
 
     fn granule_bytes(&self) -> u64 {
@@ -264,7 +287,7 @@ impl DiskTracker for EbpfTracker {
             let places = self.notes().unwrap_or_default().into_iter().map(|(_, place)| place);
             places.filter(|place| is_complete(*place)).map(|place| range_of(place).length).sum::<u64>()
         };
-        self.marks.backlog_bytes() + if self.notes_mark { complete() } else { 0 }
+        self.marks.backlog_bytes() + if self.device.has_requests && self.device.discards_many { complete() } else { 0 }
     }
 }
 
@@ -414,7 +437,7 @@ fn most_notes(device: &BlockDevice) -> u32 {
 /// before anything is compared. (A disk that is never idle is given up on: a bio rarely takes seconds.)
 fn wait_for_earlier_bios(device: &BlockDevice) {
     let start = Instant::now();
-    while device.in_flight() > 0 && start.elapsed() < PATIENCE {
+    while device.in_flight().is_some_and(|count| count > 0) && start.elapsed() < PATIENCE {
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -20,7 +20,8 @@
 //! - each program of a completion is attached three times: a completion can interrupt a completion twice at most (task,
 //!   softirq, hardirq);
 //! - what is noted and not forgotten counts as being written: every collection takes it, until its completion is seen, its
-//!   address is used again (which marks what was noted there), or it is older than any write can be.
+//!   address is used again (which marks what was noted there), the disk is found to have nothing left to do, or it is older than any
+//!   write can be.
 
 use std::os::fd::BorrowedFd;
 
