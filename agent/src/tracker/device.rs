@@ -19,8 +19,8 @@ pub(super) struct BlockDevice {
     pub(super) sequence: u64,
     /// Whether the disk has a request queue; otherwise its driver takes bios as they come.
     pub(super) has_requests: bool,
-    /// Whether one request may discard many places.
-    pub(super) discards_many: bool,
+    /// How many places one request may discard.
+    pub(super) most_discards: u16,
     /// Its directory in sysfs.
     pub(super) directory: PathBuf,
 }
@@ -87,8 +87,15 @@ impl BlockDevice {
         }
         let sequence = DiskIdentity::of(&metadata).sequence;
         let has_requests = has_requests(&directory);
-        let discards_many = number(directory.join("queue/max_discard_segments")).is_some_and(|most| most > 1);
-        Ok(Self { major, minor, sequence, has_requests, discards_many, directory })
+        let most_discards = number(directory.join("queue/max_discard_segments")).unwrap_or(1);
+        // The kernel counts them with 16 bits.
+        let most_discards = u16::try_from(most_discards).unwrap_or(u16::MAX);
+        Ok(Self { major, minor, sequence, has_requests, most_discards, directory })
+    }
+
+    /// Whether one request may discard many places.
+    pub(super) fn discards_many(&self) -> bool {
+        self.most_discards > 1
     }
 
     /// How many reads and writes are on their way, if the kernel says.

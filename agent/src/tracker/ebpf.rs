@@ -287,7 +287,8 @@ impl DiskTracker for EbpfTracker {
             let places = self.notes().unwrap_or_default().into_iter().map(|(_, place)| place);
             places.filter(|place| is_complete(*place)).map(|place| range_of(place).length).sum::<u64>()
         };
-        self.marks.backlog_bytes() + if self.device.has_requests && self.device.discards_many { complete() } else { 0 }
+        self.marks.backlog_bytes()
+            + if self.device.has_requests && self.device.discards_many() { complete() } else { 0 }
     }
 }
 
@@ -308,9 +309,9 @@ impl Attached {
         let load = |target| bpf::load_program(&name, &layout.program(hook, target, maps), layout.tracepoint(hook).0);
         let attach = |copy| {
             // A verifier that cannot follow it through so many bios: then their notes grow old.
-            let program = load(target).or_else(|error| match target.discards_many {
-                true => load(Target { discards_many: false, ..target }),
-                false => Err(error),
+            let program = load(target).or_else(|error| match (hook, target.most_discards) {
+                (Hook::Request, 2..) => load(Target { most_discards: 1, ..target }),
+                _ => Err(error),
             })?;
             let link = bpf::attach(program.as_fd());
             let link = link.map_err(|source| EbpfError::Attach { hook: hook.name(), source })?;
@@ -389,7 +390,7 @@ impl Objects {
 
 /// The programs that a disk needs.
 fn hooks(device: &BlockDevice) -> &'static [Hook] {
-    match (device.has_requests, device.discards_many) {
+    match (device.has_requests, device.discards_many()) {
         (true, false) => &[Hook::Issue, Hook::Request],
         (true, true) => &[Hook::Issue, Hook::Request, Hook::BioQueue],
         (false, _) => &[Hook::BioQueue, Hook::BioDone],
@@ -404,8 +405,8 @@ fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
 
 /// What the programs look for.
 fn target(device: &BlockDevice, geometry: Geometry) -> Target {
-    let BlockDevice { major, minor, has_requests, discards_many, .. } = *device;
-    Target { major, minor, geometry, only_discards: has_requests, discards_many }
+    let BlockDevice { major, minor, has_requests, most_discards, .. } = *device;
+    Target { major, minor, geometry, only_discards: has_requests, most_discards }
 }
 
 fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
@@ -426,7 +427,7 @@ fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len(
 /// Writes that can be noted at once. A bio that cannot be noted is lost, and writeback has many on their way; a request is
 /// marked anyway when it is complete.
 fn most_notes(device: &BlockDevice) -> u32 {
-    match (device.has_requests, device.discards_many) {
+    match (device.has_requests, device.discards_many()) {
         (true, false) => 8192,
         (true, true) => 32_768,
         (false, _) => 131_072,

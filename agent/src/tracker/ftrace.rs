@@ -317,7 +317,7 @@ impl Ring {
         if (major, minor) != (self.device.major, self.device.minor) {
             return;
         }
-        if is_discard && self.device.discards_many {
+        if is_discard && self.device.discards_many() {
             self.fault = Some("of a discard of many places only the first is reported".to_owned());
         }
         self.marks.mark(range);

@@ -42,9 +42,6 @@ use crate::sys::bpf::Instruction;
 /// A request of at most this many granules is marked granule by granule. One that is not aligned touches one more.
 const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
 
-/// A request discards at most so many places (NVMe; virtio-blk as Linux drives it).
-const MOST_DISCARDS: i32 = 256;
-
 /// In the number of sectors of a note: this discard is complete. No bio has so many sectors.
 pub(super) const COMPLETE: u64 = 1 << 63;
 
@@ -93,8 +90,8 @@ pub(super) struct Target {
     pub(super) geometry: Geometry,
     /// Bios are followed only if they discard.
     pub(super) only_discards: bool,
-    /// The bios of a discard that is complete are looked at.
-    pub(super) discards_many: bool,
+    /// If a request may discard more than one place, so many bios of a discard that is complete are looked at.
+    pub(super) most_discards: u16,
 }
 
 /// The maps that programs write to.
@@ -256,7 +253,7 @@ impl Program<'_> {
         self.code.load(R8, R1, subject).load(R2, R8, self.layout.request_flags);
         self.code.compute(R2, And, CHANGES).jump_if(R2, Equal, 0, end);
         self.leave_unless_on_disk(&self.layout.request_disk);
-        if self.target.discards_many {
+        if self.target.most_discards > 1 {
             let one_place = self.code.label();
             self.code.load(R2, R8, self.layout.request_flags).compute(R2, And, OPERATION);
             self.code.jump_if(R2, Differs, DISCARD, one_place).store(Frame, REQUEST, R8);
@@ -291,7 +288,7 @@ impl Program<'_> {
         self.note();
         self.count_if_not_noted();
         self.code.bind(next).load(R8, R8, self.layout.bio_next).compute(R9, Add, 1);
-        self.code.jump_if(R9, Less, MOST_DISCARDS, round).jump_if(R8, Equal, 0, done);
+        self.code.jump_if(R9, Less, i32::from(self.target.most_discards), round).jump_if(R8, Equal, 0, done);
         self.count_lost();
         self.code.bind(done);
     }

@@ -135,7 +135,7 @@ fn small_marks_are_exact(scratch: &Scratch, tracker: &mut EbpfTracker) {
 
 /// A disk of which it is believed that a request may discard many places.
 fn bench_of_many_discards() -> Option<(Scratch, EbpfTracker)> {
-    bench_believing(64 * MIB, 8 * MIB, true, |device: &mut BlockDevice| device.discards_many = true)
+    bench_believing(64 * MIB, 8 * MIB, true, |device: &mut BlockDevice| device.most_discards = 256)
 }
 
 fn places(ranges: &[ByteRange]) -> Vec<(u64, u64)> {
@@ -162,7 +162,7 @@ fn live_discards_of_many_places_are_over_when_they_are_complete() {
 fn live_the_completion_of_a_discard_of_many_places_marks_by_itself() {
     let Some((scratch, tracker)) = bench_of_many_discards() else { return };
     let mut device = BlockDevice::at(&scratch.path()).unwrap();
-    device.discards_many = true;
+    device.most_discards = 256;
     let Some(mut tracker) = marked_when_complete(&scratch, &device, tracker, Hook::Request) else { return };
     assert_eq!(tracker.backlog_bytes(), 0);
     scratch.discard(MIB, 64 * KIB, &[]);
@@ -176,7 +176,7 @@ fn live_the_completion_of_a_discard_of_many_places_marks_by_itself() {
 fn live_no_number_of_discards_is_too_many() {
     let Some((scratch, mut tracker)) = bench_of_many_discards() else { return };
     let mut device = BlockDevice::at(&scratch.path()).unwrap();
-    device.discards_many = true;
+    device.most_discards = 256;
     let file = OpenOptions::new().write(true).open(scratch.path()).unwrap();
     let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
     let places = 4096;
@@ -185,6 +185,29 @@ fn live_no_number_of_discards_is_too_many() {
     }
     tracker.collect(Pass::FIRST).unwrap();
     assert_eq!(tracker.pending().len() as u64, places);
+    assert!(tracker.is_quiet().unwrap());
+}
+
+/// Then the notes of discards are as those of any write: over when the disk has nothing left to do.
+#[test]
+fn live_a_verifier_that_cannot_follow_so_many_discards_is_asked_for_less() {
+    let believed = |device: &mut BlockDevice| device.most_discards = u16::MAX;
+    let Some((scratch, mut tracker)) = bench_believing(64 * MIB, 8 * MIB, true, believed) else { return };
+    let Kernel { layout, .. } = kernel().as_ref().unwrap();
+    let (device, geometry) = (&tracker.device, tracker.marks.geometry());
+    let maps = create_maps(device, geometry).unwrap();
+    let program = layout.program(Hook::Request, target(device, geometry), written(&maps));
+    let refused = bpf::load_program("refused", &program, layout.tracepoint(Hook::Request).0).unwrap_err();
+    println!("{refused}");
+    scratch.discard(MIB, 64 * KIB, &[]);
+    scratch.write(2 * MIB, 4 * KIB);
+    let expected = [(MIB, 64 * KIB), (2 * MIB, 4 * KIB)];
+    tracker.collect(Pass::FIRST).unwrap();
+    assert_eq!(places(&tracker.pending()), expected);
+    assert!(!tracker.is_quiet().unwrap(), "nobody was told that the discard is complete");
+    age(&mut tracker, 2 * UNSEEN_AFTER);
+    tracker.collect(Pass::FIRST).unwrap();
+    assert_eq!(places(&tracker.pending()), expected);
     assert!(tracker.is_quiet().unwrap());
 }
 
