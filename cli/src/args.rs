@@ -1,11 +1,15 @@
 //! The command line.
 
+mod replication;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use rehost_link::sigv4::SigningService;
-use rehost_model::launch::Probe;
+use rehost_model::launch::{BootMode, Probe};
+
+pub(crate) use replication::ReplicationArgs;
 
 /// Lifts running Linux servers to another home, disk block by disk block, and proves the copy before anyone depends on it.
 #[derive(Debug, Parser)]
@@ -54,6 +58,9 @@ pub(crate) enum Command {
     /// Show a source server, or change its settings.
     #[command(subcommand)]
     Server(ServerCommand),
+    /// Show or change the template: the replication settings that new servers start from.
+    #[command(subcommand)]
+    Template(TemplateCommand),
     /// Launch test instances.
     Test(LaunchArgs),
     /// Mark a server as ready for cutover; its test instance is terminated.
@@ -145,7 +152,17 @@ pub(crate) enum ServerCommand {
     /// Everything about one server.
     Show(OneArgs),
     /// Change the settings of one server.
-    Set(SetArgs),
+    Set(Box<SetArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    /// What it says.
+    Show,
+    /// Change it, or make it if there is none. Servers that are there keep their settings.
+    Set(Box<ReplicationArgs>),
+    /// Delete it: new servers start from the defaults.
+    Delete,
 }
 
 /// One server.
@@ -236,14 +253,8 @@ pub(crate) struct SetArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) auto_archive: Option<bool>,
     /// How copies boot: LEGACY_BIOS, UEFI or USE_SOURCE.
-    #[arg(long, value_name = "MODE", value_parser = boot_mode)]
-    pub(crate) boot_mode: Option<rehost_model::launch::BootMode>,
-    /// Limit of the replication's bandwidth in Mbit/s, from now on; 0 means none.
-    #[arg(long, alias = "bandwidth", value_name = "MBIT")]
-    pub(crate) throttle: Option<u64>,
-    /// Whether it gets a replication server of its own, when one is made for it the next time.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) dedicated: Option<bool>,
+    #[arg(long, value_name = "MODE", value_parser = replication::of_model::<BootMode>)]
+    pub(crate) boot_mode: Option<BootMode>,
     /// Whether a cutover runs the source's quiesce scripts and keeps it from changing.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) quiesce: Option<bool>,
@@ -283,6 +294,8 @@ pub(crate) struct SetArgs {
     /// Replace the server's replication server after so many days; 0: never.
     #[arg(long, value_name = "DAYS")]
     pub(crate) rotate_after: Option<u64>,
+    #[command(flatten)]
+    pub(crate) replication: ReplicationArgs,
 }
 
 #[derive(Debug, Args)]
@@ -371,11 +384,6 @@ fn minutes(text: &str) -> Result<u64, String> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
-fn boot_mode(text: &str) -> Result<rehost_model::launch::BootMode, String> {
-    serde_json::from_value(text.to_ascii_uppercase().into())
-        .map_err(|_| "write LEGACY_BIOS, UEFI or USE_SOURCE".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -419,15 +427,16 @@ mod tests {
         let parse = |tail: &[&str]| {
             let words = [&["rehost", "server", "set", "web-1"], tail].concat();
             match Cli::try_parse_from(words).unwrap().command {
-                Command::Server(ServerCommand::Set(set)) => set,
+                Command::Server(ServerCommand::Set(set)) => *set,
                 other => panic!("{other:?}"),
             }
         };
         let set = parse(&["--probe", "http:80", "--probe", "boot", "--auto-test", "--auto-cutover=false"]);
         assert_eq!((set.auto_test, set.auto_cutover, set.auto_archive), (Some(true), Some(false), None));
         assert_eq!(set.probe.len(), 2);
-        assert_eq!(parse(&["--throttle", "50", "--quiesce"]).throttle, parse(&["--bandwidth", "50"]).throttle);
+        let throttled = parse(&["--throttle", "50", "--quiesce"]).replication;
+        assert_eq!(throttled, parse(&["--bandwidth", "50"]).replication);
         assert_eq!(parse(&["--checkpoint-interval", "5"]).checkpoint_interval, Some(Duration::from_secs(5)));
-        assert_eq!(parse(&["--boot-mode", "uefi"]).boot_mode, Some(rehost_model::launch::BootMode::Uefi));
+        assert_eq!(parse(&["--boot-mode", "uefi"]).boot_mode, Some(BootMode::Uefi));
     }
 }

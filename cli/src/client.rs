@@ -2,6 +2,7 @@
 
 mod capture;
 mod endpoint;
+mod replication;
 mod servers;
 
 use anyhow::{Context, Result, anyhow};
@@ -48,8 +49,6 @@ pub(crate) enum Change {
     Stop,
     Start,
     Retry,
-    /// Whether it gets a replication server of its own.
-    Dedicated(bool),
 }
 
 impl Mgn {
@@ -96,10 +95,6 @@ impl Mgn {
             Change::Stop => drop(self.told(self.sdk.stop_replication().source_server_id(server).send().await)?),
             Change::Start => drop(self.told(self.sdk.start_replication().source_server_id(server).send().await)?),
             Change::Retry => drop(self.told(self.sdk.retry_data_replication().source_server_id(server).send().await)?),
-            Change::Dedicated(dedicated) => {
-                let call = self.sdk.update_replication_configuration().source_server_id(server);
-                self.told(call.use_dedicated_replication_server(*dedicated).send().await)?;
-            }
         }
         Ok(self.bodies.last())
     }

@@ -86,7 +86,7 @@ pub(crate) fn error(server: &SourceServer) -> Option<String> {
 }
 
 /// Everything about a server; `raw` is the same as the service told it, with what MGN's types have no place for.
-pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettings>) -> String {
+pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettings>, configuration: &Value) -> String {
     let mut facts = facts(server);
     facts.add("Reachable at", endpoints(raw));
     if let Some(extras) = extras(raw) {
@@ -103,7 +103,40 @@ pub(crate) fn full(server: &SourceServer, raw: &Value, own: Option<&ServerSettin
     if let Some(own) = own {
         text.push_str(&format!("\nSETTINGS\n{}", settings(own)));
     }
+    let replication = replication_settings(configuration);
+    if !replication.is_empty() {
+        text.push_str(&format!("\nREPLICATION SETTINGS\n{replication}"));
+    }
     text
+}
+
+/// MGN's `ReplicationConfiguration` or its template, as it came.
+pub(crate) fn replication_settings(configuration: &Value) -> String {
+    let text = |name: &str| configuration[name].as_str().unwrap_or_default().to_owned();
+    let yes_or_no = |name: &str| configuration[name].as_bool().map(yes_or_no);
+    let mut facts = Facts::default();
+    facts.add("Template", text("replicationConfigurationTemplateID"));
+    let subnet = configuration["stagingAreaSubnetId"].as_str();
+    facts.add_some("Staging subnet", subnet.map(|id| if id.is_empty() { "the region's own" } else { id }));
+    let groups = configuration["replicationServersSecurityGroupsIDs"].as_array().into_iter().flatten();
+    facts.add("Security groups", groups.filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
+    facts.add_some("Region's group too", yes_or_no("associateDefaultSecurityGroup"));
+    facts.add("Replication server type", text("replicationServerInstanceType"));
+    facts.add_some("A server of its own", yes_or_no("useDedicatedReplicationServer"));
+    facts.add_some("Public address", yes_or_no("createPublicIP"));
+    facts.add("Reached by", text("dataPlaneRouting"));
+    facts.add_some("Bandwidth", configuration["bandwidthThrottling"].as_u64().map(bandwidth));
+    facts.add("Large disks", text("defaultLargeStagingDiskType"));
+    facts.add("Encryption", text("ebsEncryption"));
+    facts.add("Key", text("ebsEncryptionKeyArn"));
+    let tags = configuration["stagingAreaTags"].as_object().into_iter().flatten();
+    let tags: Vec<_> = tags.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    facts.add("Staging tags", tags.join(", "));
+    facts.to_string()
+}
+
+fn yes_or_no(yes: bool) -> &'static str {
+    if yes { "yes" } else { "no" }
 }
 
 /// What a region of rehost tells beside MGN's shape; other services tell nothing.
@@ -283,8 +316,6 @@ pub(crate) fn settings(own: &ServerSettings) -> String {
     facts.add_some("Opens by itself", own.policy.as_ref().map(gates));
     let boot_mode = own.boot_mode.and_then(|mode| serde_json::to_value(mode).ok());
     facts.add_some("Boot mode", boot_mode.as_ref().and_then(|mode| mode.as_str()));
-    facts.add_some("Bandwidth", own.bandwidth_throttling.map(bandwidth));
-    let yes_or_no = |yes: bool| if yes { "yes" } else { "no" };
     facts.add_some("Quiesced for cutover", own.quiesce.map(yes_or_no));
     facts.add_some("Checkpoint every", own.checkpoint_interval_ms.map(|ms| crate::show::duration(ms / 1000)));
     let freeze = |ms| if ms == 0 { "never".to_owned() } else { format!("at most {ms} ms") };

@@ -139,6 +139,34 @@ fn a_region_is_made_served_asked_and_stopped() {
 }
 
 #[test]
+fn the_template_is_shown_changed_deleted_and_made() {
+    let region = Region::new();
+    let _service = region.serve();
+    let shown = region.succeed(&["template", "show"]);
+    assert!(shown.contains("t3.small") && shown.contains("no limit"), "{shown}");
+    let set =
+        ["template", "set", "--throttle", "50", "--security-group", "sg-0123456789abcdef0", "--staging-tag", "a=b"];
+    assert!(region.succeed(&set).contains("50 Mbit/s"));
+    let first = json(&region.succeed(&["template", "show", "--json"]));
+    assert_eq!(first["replicationServersSecurityGroupsIDs"][0], "sg-0123456789abcdef0", "{first}");
+    assert_eq!((&first["stagingAreaTags"]["a"], &first["bandwidthThrottling"]), (&"b".into(), &50.into()));
+    region.succeed(&["template", "set", "--security-group", "", "--dedicated"]);
+    let second = json(&region.succeed(&["template", "show", "--json"]));
+    assert_eq!(second["replicationServersSecurityGroupsIDs"], Value::Array(vec![]), "{second}");
+    assert_eq!((&second["bandwidthThrottling"], &second["useDedicatedReplicationServer"]), (&50.into(), &true.into()));
+    for _ in 0..2 {
+        assert!(region.succeed(&["template", "delete"]).contains("no template"));
+    }
+    assert_eq!(json(&region.succeed(&["template", "show", "--json"])), Value::Null);
+    let made = json(&region.succeed(&["template", "set", "--large-disk-type", "st1", "--json"]));
+    assert_eq!((&made["defaultLargeStagingDiskType"], &made["bandwidthThrottling"]), (&"ST1".into(), &0.into()));
+    assert!(region.fail(&["template", "set", "--throttle", "10001"]).contains("bandwidthThrottling"));
+    assert!(
+        region.fail(&["template", "set", "--security-group", "web"]).contains("replicationServersSecurityGroupsIDs")
+    );
+}
+
+#[test]
 fn a_killed_service_is_started_again() {
     let region = Region::new();
     let mut service = region.serve();

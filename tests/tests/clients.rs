@@ -35,6 +35,15 @@ fn the_aws_cli_describes_and_is_refused_in_its_own_words() -> Result<()> {
     let wrong = run(&mut wrong).unwrap_err().to_string();
     assert!(wrong.contains("signature") || wrong.contains("Signature"), "{wrong}");
 
+    let templates: Value =
+        serde_json::from_str(&run(&mut aws(&region, &["describe-replication-configuration-templates"]))?)
+            .unwrap_or_default();
+    let template = templates["items"][0]["replicationConfigurationTemplateID"].as_str().unwrap_or_default().to_owned();
+    let update = ["update-replication-configuration-template", "--replication-configuration-template-id", &template];
+    let changed = run(&mut aws(&region, &[&update[..], &["--bandwidth-throttling", "50"]].concat()))?;
+    let changed: Value = serde_json::from_str(&changed).unwrap_or_default();
+    assert_eq!(changed["bandwidthThrottling"], 50, "{changed}");
+
     region.wait_state(&id, "READY_FOR_TEST", PATIENCE)?;
     Ok(())
 }

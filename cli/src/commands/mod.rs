@@ -6,6 +6,7 @@ mod leftovers;
 mod region;
 mod servers;
 mod snapshots;
+mod template;
 mod wait;
 mod watch;
 
@@ -36,7 +37,8 @@ async fn ask(mgn: &Mgn, cli: Cli) -> Result<()> {
     match cli.command {
         Command::Servers(args) => servers::list(mgn, &args, json).await,
         Command::Server(ServerCommand::Show(one)) => servers::show(mgn, &one, json).await,
-        Command::Server(ServerCommand::Set(set)) => servers::set(mgn, set, json).await,
+        Command::Server(ServerCommand::Set(set)) => servers::set(mgn, *set, json).await,
+        Command::Template(command) => template::run(mgn, &command, json).await,
         Command::Test(args) => actions::launch(mgn, Launch::Test, &args, json).await,
         Command::Cutover(args) => actions::cutover(mgn, &args, json).await,
         Command::Terminate(args) => actions::launch(mgn, Launch::Terminate, &args, json).await,

@@ -11,8 +11,8 @@ use rehost_model::settings::{MigrationPolicy, Retention, SnapshotSchedule};
 use serde_json::{Value, json};
 
 use super::{out, out_json};
-use crate::args::{AddDiskArgs, OneArgs, ServersArgs, SetArgs};
-use crate::client::{Change, Mgn};
+use crate::args::{AddDiskArgs, OneArgs, ReplicationArgs, ServersArgs, SetArgs};
+use crate::client::Mgn;
 use crate::show::Table;
 use crate::{own, report};
 
@@ -66,13 +66,15 @@ pub(super) async fn show(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
         }
         Err(_) => None,
     };
+    let replication = mgn.replication(&id).await?;
     if json {
         if let Some(settings) = settings {
             server.json["settings"] = json!(settings);
         }
+        server.json["replicationConfiguration"] = replication;
         return out_json(&server.json);
     }
-    out(report::full(&server.value, &server.json, settings.as_ref()))
+    out(report::full(&server.value, &server.json, settings.as_ref(), &replication))
 }
 
 /// Changes the settings of one server.
@@ -82,7 +84,7 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         probes: Some(set.probe.clone()).filter(|p| !p.is_empty()),
         verify_timeout_seconds: set.verify_timeout,
         boot_mode: set.boot_mode,
-        bandwidth_throttling: set.throttle,
+        bandwidth_throttling: None,
         policy: None,
         quiesce: set.quiesce,
         checkpoint_interval_ms: set.checkpoint_interval.map(milliseconds),
@@ -106,12 +108,18 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         let now = own::settings(&mgn.target, &request).await?.settings.retention.unwrap_or_default();
         settings.retention = Some(retention(now, &set));
     }
-    if let Some(dedicated) = set.dedicated {
-        mgn.change(request.source_server_id.as_str(), &Change::Dedicated(dedicated)).await?;
+    if set.replication != ReplicationArgs::default() {
+        mgn.set_replication(request.source_server_id.as_str(), &set.replication).await?;
     }
     request.settings = settings;
     let answer = own::settings(&mgn.target, &request).await?;
-    if json { out_json(&answer.settings) } else { out(report::settings(&answer.settings)) }
+    let replication = mgn.replication(request.source_server_id.as_str()).await?;
+    if json {
+        let mut settings = json!(answer.settings);
+        settings["replicationConfiguration"] = replication;
+        return out_json(&settings);
+    }
+    out(format_args!("{}{}", report::settings(&answer.settings), report::replication_settings(&replication)))
 }
 
 fn right_sizing(by_source: bool) -> RightSizing {

@@ -4,6 +4,8 @@ use aws_sdk_mgn::types::{
     LifeCycleLastTest, LifeCycleLastTestInitiated, LifeCycleState,
 };
 
+use serde_json::json;
+
 use super::*;
 
 fn disk(total: i64, replicated: i64, rescanned: i64) -> Disk {
@@ -56,13 +58,17 @@ fn everything_a_user_needs_is_shown() {
     let own = ServerSettings {
         probes: Some(vec!["http:80".parse().unwrap()]),
         policy: Some(MigrationPolicy { auto_test: true, ..MigrationPolicy::default() }),
-        bandwidth_throttling: Some(0),
         ..ServerSettings::default()
     };
-    let raw = serde_json::json!({"launchedInstance": {"endpoints": {"80": "127.0.0.1:40080"}}, "rehost": {
+    let raw = json!({"launchedInstance": {"endpoints": {"80": "127.0.0.1:40080"}}, "rehost": {
         "tracker": "EBPF", "consistency": "FROZEN", "consistent": true, "journalBytes": 4096, "lastFreezeMs": 40,
         "newDisks": [{"deviceName": "/dev/sdc", "sizeBytes": 1 << 30, "isBootDisk": false, "partitionTable": "NONE"}]}});
-    let text = full(&server(DataReplicationState::Stalled, vec![disk(2 << 30, 1 << 30, 0)]), &raw, Some(&own));
+    let text = full(
+        &server(DataReplicationState::Stalled, vec![disk(2 << 30, 1 << 30, 0)]),
+        &raw,
+        Some(&own),
+        &json!({"bandwidthThrottling": 0}),
+    );
     for part in [
         "Server ",
         "web-1",
@@ -88,7 +94,7 @@ fn everything_a_user_needs_is_shown() {
 
 #[test]
 fn nothing_is_said_of_what_is_not_known() {
-    assert_eq!(full(&SourceServer::builder().build(), &Value::Null, None), "");
+    assert_eq!(full(&SourceServer::builder().build(), &Value::Null, None, &Value::Null), "");
 }
 
 #[test]
@@ -96,4 +102,24 @@ fn a_volume_between_checkpoints_is_called_so() {
     let raw = serde_json::json!({"rehost": {"consistency": "FROZEN", "consistent": false}});
     assert_eq!(consistency(&extras(&raw).unwrap()), "not before the next checkpoint");
     assert!(extras(&serde_json::json!({})).is_none());
+}
+
+#[test]
+fn the_replication_configuration_is_told_line_by_line() {
+    let told = replication_settings(&json!({
+        "stagingAreaSubnetId": "", "replicationServersSecurityGroupsIDs": ["sg-1", "sg-2"], "createPublicIP": false,
+        "bandwidthThrottling": 0, "ebsEncryption": "CUSTOM", "stagingAreaTags": {"a": "b", "c": ""},
+    }));
+    let lines: Vec<_> = told.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(
+        lines,
+        [
+            "Staging subnet the region's own",
+            "Security groups sg-1, sg-2",
+            "Public address no",
+            "Bandwidth no limit",
+            "Encryption CUSTOM",
+            "Staging tags a=b, c=",
+        ]
+    );
 }

@@ -17,6 +17,7 @@ pub mod serve;
 pub mod settings;
 mod sigv4;
 pub mod snapshots;
+mod templates;
 
 use std::sync::Arc;
 
@@ -98,6 +99,10 @@ fn mgn_routes() -> Router<ApiState> {
         .route("/RetryDataReplication", post(mgn::retry_data_replication))
         .route("/GetReplicationConfiguration", post(mgn::replication_configuration))
         .route("/UpdateReplicationConfiguration", post(mgn::update_replication_configuration))
+        .route("/CreateReplicationConfigurationTemplate", post(templates::create))
+        .route("/DescribeReplicationConfigurationTemplates", post(templates::describe))
+        .route("/UpdateReplicationConfigurationTemplate", post(templates::update))
+        .route("/DeleteReplicationConfigurationTemplate", post(templates::delete))
         .route("/DescribeJobs", post(mgn::describe_jobs))
         .route("/DescribeJobLogItems", post(mgn::describe_job_log_items))
 }

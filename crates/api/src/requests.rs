@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use rehost_control::operations::{JobFilter, ReplicationChange, ServerFilter};
-use rehost_model::{JobId, LifeCycleState, ServerId, Timestamp};
+use rehost_model::{JobId, LifeCycleState, ReplicationTemplateId, ServerId, Timestamp};
 use serde::Deserialize;
 
 use crate::error::ApiError;
@@ -148,19 +148,61 @@ pub(crate) struct UpdateReplicationConfiguration {
     #[serde(flatten)]
     pub(crate) server: Server,
     #[serde(flatten)]
-    members: serde_json::Map<String, serde_json::Value>,
+    members: Members,
 }
+
+type Members = serde_json::Map<String, serde_json::Value>;
 
 impl UpdateReplicationConfiguration {
     pub(crate) fn checked(self) -> Result<(ServerId, ReplicationChange), ApiError> {
-        let mut change = ReplicationChange::default();
-        for (name, value) in self.members {
-            // One at a time, so that an error names its member.
-            let one = serde_json::json!({ name.clone(): value });
-            let read: ReplicationChange = serde_json::from_value(one).map_err(|e| ApiError::field(&name, e))?;
-            change = change.with(read);
-        }
-        Ok((self.server.checked()?, change))
+        Ok((self.server.checked()?, replication_change(self.members)?))
+    }
+}
+
+fn replication_change(members: Members) -> Result<ReplicationChange, ApiError> {
+    let mut change = ReplicationChange::default();
+    for (name, value) in members {
+        // One at a time, so that an error names its member.
+        let one = serde_json::json!({ name.clone(): value });
+        let read: ReplicationChange = serde_json::from_value(one).map_err(|e| ApiError::field(&name, e))?;
+        change = change.with(read);
+    }
+    Ok(change)
+}
+
+/// The operations on a replication configuration template; as to what is not kept, see [`UpdateReplicationConfiguration`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Template {
+    #[serde(rename = "replicationConfigurationTemplateID")]
+    id: Option<String>,
+    #[serde(flatten)]
+    members: Members,
+}
+
+impl Template {
+    /// The template that is meant.
+    pub(crate) fn id(&self) -> Result<ReplicationTemplateId, ApiError> {
+        one_id("replicationConfigurationTemplateID", self.id.clone())
+    }
+
+    pub(crate) fn change(self) -> Result<ReplicationChange, ApiError> {
+        replication_change(self.members)
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DescribeTemplates {
+    #[serde(rename = "replicationConfigurationTemplateIDs")]
+    ids: Option<Vec<String>>,
+    pub(crate) max_results: Option<i64>,
+    pub(crate) next_token: Option<String>,
+}
+
+impl DescribeTemplates {
+    pub(crate) fn ids(&self) -> Result<Vec<ReplicationTemplateId>, ApiError> {
+        ids("replicationConfigurationTemplateIDs", self.ids.as_deref().unwrap_or_default())
     }
 }
 

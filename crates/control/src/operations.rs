@@ -3,6 +3,7 @@
 mod disks;
 mod replication;
 mod settings;
+mod templates;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +21,10 @@ pub use replication::{
     pause_replication, resume_replication, retry_data_replication, start_replication, stop_replication,
 };
 pub use settings::{ReplicationChange, ServerSettings, update_replication_configuration, update_server_settings};
+pub use templates::{
+    create_replication_configuration_template, delete_replication_configuration_template,
+    describe_replication_configuration_templates, update_replication_configuration_template,
+};
 
 /// The most servers that one job may have (MGN's documented quota).
 pub const MAX_SERVERS_PER_JOB: usize = 200;

@@ -71,3 +71,39 @@ async fn a_disk_that_nobody_has_seen_is_not_added() {
     let unknown = call(&region, settings::ADD_DISK_PATH, request).await;
     assert_eq!(unknown.exception, "ValidationException", "{}", unknown.body);
 }
+
+#[tokio::test]
+async fn new_servers_start_from_the_template() {
+    let region = Region::new().await;
+    let ask = async |path: &str, request: Value| call(&region, &format!("/{path}Template"), request).await;
+    let change = json!({"bandwidthThrottling": 50, "stagingAreaSubnetId": "subnet-1", "tags": {"not": "kept"}});
+    let made = ask("CreateReplicationConfiguration", change).await;
+    assert_eq!((made.status, &made.body["bandwidthThrottling"]), (StatusCode::OK, &json!(50)), "{}", made.body);
+    let id = made.body["replicationConfigurationTemplateID"].clone();
+    assert!(made.body["arn"].as_str().unwrap().ends_with(&format!("template/{}", id.as_str().unwrap())));
+    let second = ask("CreateReplicationConfiguration", json!({})).await;
+    assert_eq!((second.exception.as_str(), &second.body["resourceId"]), ("ConflictException", &id));
+    let update = json!({"replicationConfigurationTemplateID": id, "bandwidthThrottling": 60});
+    let changed = ask("UpdateReplicationConfiguration", update).await;
+    assert_eq!(changed.status, StatusCode::OK, "{}", changed.body);
+    let listed = call(&region, "/DescribeReplicationConfigurationTemplates", json!({})).await;
+    assert_eq!(listed.body, json!({"items": [changed.body]}));
+    let (_, enrolled) = enrol(&region).await;
+    let server = json!({"sourceServerID": enrolled.source_server_id});
+    let read = call(&region, "/GetReplicationConfiguration", server).await.body;
+    assert_eq!((&read["bandwidthThrottling"], &read["stagingAreaSubnetId"]), (&json!(60), &json!("subnet-1")));
+    for (path, members, named) in [
+        ("Update", json!({"replicationConfigurationTemplateID": "x"}), "replicationConfigurationTemplateID"),
+        ("Update", json!({"replicationConfigurationTemplateID": id, "ebsEncryption": "SOME"}), "ebsEncryption"),
+        ("Update", json!({"replicationConfigurationTemplateID": id, "replicatedDisks": []}), "replicatedDisks"),
+        ("Delete", json!({}), "replicationConfigurationTemplateID"),
+    ] {
+        let refused = ask(&format!("{path}ReplicationConfiguration"), members).await;
+        assert_eq!(refused.exception, "ValidationException");
+        assert_eq!(refused.body["fieldList"][0]["name"], named, "{}", refused.body);
+    }
+    let template = json!({"replicationConfigurationTemplateID": id});
+    for expected in [StatusCode::OK, StatusCode::NOT_FOUND] {
+        assert_eq!(ask("DeleteReplicationConfiguration", template.clone()).await.status, expected);
+    }
+}

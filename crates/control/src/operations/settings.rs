@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use rehost_model::launch::{BootMode, LaunchConfiguration, Probe, RightSizing};
 use rehost_model::settings::{
     DataPlaneRouting, EbsEncryption, LargeStagingDiskType, MAX_KEPT, MAX_ROTATION_DAYS, MAX_SNAPSHOT_MINUTES,
-    MigrationPolicy, ReplicatedDiskSettings, ReplicationConfiguration, Retention, SnapshotSchedule,
+    MigrationPolicy, ReplicatedDiskSettings, ReplicationConfiguration, ReplicationSettings, Retention,
+    SnapshotSchedule,
 };
 use rehost_model::{SecurityGroupId, ServerId, SourceServer};
 use serde::{Deserialize, Serialize};
@@ -172,7 +173,7 @@ fn is_launch_template(id: &str) -> bool {
     matches!(digits.len(), 8 | 17) && digits.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c))
 }
 
-fn check_bandwidth(mbit: Option<u64>) -> OperationResult<()> {
+pub(super) fn check_bandwidth(mbit: Option<u64>) -> OperationResult<()> {
     if mbit.is_some_and(|mbit| mbit > MAX_BANDWIDTH_MBIT) {
         let message = "must be 0 (no limit) to 10000 Mbit/s".to_owned();
         return Err(OperationError::Validation { field: "bandwidthThrottling", message });
@@ -180,7 +181,7 @@ fn check_bandwidth(mbit: Option<u64>) -> OperationResult<()> {
     Ok(())
 }
 
-/// What MGN's `UpdateReplicationConfiguration` names; `None` leaves a setting as it is.
+/// What MGN's `UpdateReplicationConfiguration` names, or a template's change; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReplicationChange {
@@ -232,13 +233,23 @@ impl ReplicationChange {
         }
     }
 
-    fn apply(self, configuration: &mut ReplicationConfiguration) {
+    fn apply(mut self, configuration: &mut ReplicationConfiguration) {
+        for named in self.replicated_disks.take().unwrap_or_default() {
+            let mut disks = configuration.replicated_disks.iter_mut();
+            if let Some(disk) = disks.find(|disk| disk.device_name == named.device_name) {
+                disk.staging_disk_type = named.staging_disk_type;
+            }
+        }
+        self.apply_to(&mut configuration.settings);
+    }
+
+    /// Applies all but what it says of disks.
+    pub(super) fn apply_to(self, settings: &mut ReplicationSettings) {
         fn set<T>(to: &mut T, from: Option<T>) {
             if let Some(value) = from {
                 *to = value;
             }
         }
-        let settings = &mut configuration.settings;
         set(&mut settings.staging_area_subnet_id, self.staging_area_subnet_id);
         set(&mut settings.associate_default_security_group, self.associate_default_security_group);
         set(&mut settings.replication_servers_security_groups_ids, self.replication_servers_security_groups_ids);
@@ -251,12 +262,6 @@ impl ReplicationChange {
         set(&mut settings.data_plane_routing, self.data_plane_routing);
         set(&mut settings.create_public_ip, self.create_public_ip);
         set(&mut settings.staging_area_tags, self.staging_area_tags);
-        for named in self.replicated_disks.unwrap_or_default() {
-            let mut disks = configuration.replicated_disks.iter_mut();
-            if let Some(disk) = disks.find(|disk| disk.device_name == named.device_name) {
-                disk.staging_disk_type = named.staging_disk_type;
-            }
-        }
     }
 }
 

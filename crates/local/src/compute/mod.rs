@@ -43,7 +43,6 @@ use rehost_control::ports::{
 use rehost_model::launch::{Probe, ProbeOutcome};
 use rehost_model::ledger::{ResourceKind, SERVER_TAG};
 use rehost_model::region::REPLICATION_PORT;
-use rehost_model::settings::ReplicationSettings;
 use rehost_model::{InstanceId, ServerId, SnapshotId, Timestamp, VolumeId};
 
 pub use accel::Accelerator;
