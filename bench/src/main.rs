@@ -139,7 +139,7 @@ fn measure_deltas(image: &Path, folder: &Path, runs: usize) -> Result<serde_json
         println!("{name:<30}{:>12}{:>12}", shown(a), shown(b));
         json!({"rehost": a, "rsync": b})
     };
-    println!("{:<30}{:>12}{:>12}", "delta of 3 % (medians)", "rehost", "rsync");
+    println!("{:<30}{:>12}{:>12}", "later deltas of 3 % (medians)", "rehost", "rsync");
     Ok(json!({
         "changedBytes": delta::changed_bytes(),
         "firstCpuSeconds": median(&first, |delta| delta.cpu_seconds),

@@ -406,6 +406,25 @@ pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(found.misses)
 }
 
+/// The name that a program was loaded under.
+///
+/// # Errors
+/// It is not a program.
+pub(crate) fn program_name(program: BorrowedFd<'_>) -> io::Result<String> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Information {
+        /// What precedes the name, in all kernels.
+        before: [u64; 8],
+        name: [u8; 16],
+    }
+    let mut found = Information::default();
+    // SAFETY: `Information` is the beginning of the kernel's bpf_prog_info, in which zeroed lengths ask for no arrays.
+    unsafe { information(program, &mut found) }?;
+    let name = found.name.iter().take_while(|byte| **byte != 0).copied().collect();
+    Ok(String::from_utf8(name).unwrap_or_default())
+}
+
 /// # Safety
 /// `T` must be a beginning of the structure that the kernel has for this kind of object, valid with any bits.
 unsafe fn information<T>(object: BorrowedFd<'_>, found: &mut T) -> io::Result<()> {

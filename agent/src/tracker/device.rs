@@ -105,7 +105,8 @@ impl BlockDevice {
         (!counts.is_empty()).then(|| counts.iter().sum())
     }
 
-    /// Whether the disk has certainly completed every request that it was given. (Of bios only some drivers keep count.)
+    /// Whether the disk is at work on no request: one that it was given is complete, or waits to be given to it again. (Of bios only
+    /// some drivers keep count.)
     pub(super) fn is_idle(&self) -> bool {
         let counts_all = self.has_requests && number(self.directory.join("queue/iostats")) == Some(1);
         counts_all && self.in_flight() == Some(0)

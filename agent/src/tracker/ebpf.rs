@@ -35,6 +35,9 @@ const LONGEST_WRITE: Duration = Duration::from_secs(30);
 /// A request that is noted for so long was given to the disk long ago. If the disk has nothing to do, its completion passed unseen.
 const UNSEEN_AFTER: Duration = Duration::from_secs(1);
 
+/// The name of a program of [`Hook::Request`] that marks of a discard of many places the first one alone.
+const FIRST_PLACE_ONLY: &str = "rehost_first";
+
 /// How long a new tracker waits until bios that were on their way before it are complete.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,8 @@ pub(super) struct EbpfTracker {
     attached: Vec<Attached>,
     /// The map of writes that are noted.
     notes: OwnedFd,
+    /// Some of a discard's places are known by their notes alone.
+    notes_only: bool,
     /// Those that the last collection found, and since when they are there.
     noted: HashMap<(u64, Place), Instant>,
 }
@@ -144,7 +149,11 @@ impl EbpfTracker {
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
         bpf::places(notes.as_fd())?;
         let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
-        Ok(Self { disk, device: device.clone(), marks, meta, attached, notes, noted: HashMap::new() })
+        let mut notes_only = false;
+        for attached in &attached {
+            notes_only |= bpf::program_name(attached.program.as_fd())? == FIRST_PLACE_ONLY;
+        }
+        Ok(Self { disk, device: device.clone(), marks, meta, attached, notes, notes_only, noted: HashMap::new() })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -206,7 +215,8 @@ impl EbpfTracker {
             noted.insert(note, since);
         }
         self.noted = noted;
-        if !old.is_empty() && self.device.is_idle() {
+        // (What is known by its note alone may be queued again, and then the disk is idle and it is still to come.)
+        if !old.is_empty() && !self.notes_only && self.device.is_idle() {
             self.forget_unseen(&old, pass);
         }
         Ok(())
@@ -227,7 +237,9 @@ impl EbpfTracker {
                 // Fails where another is noted by now.
                 let _ = bpf::put_place(self.notes.as_fd(), key, place);
             }
+            return;
         }
+        self.noted.retain(|(key, _), _| !keys.contains(key));
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
@@ -306,11 +318,12 @@ impl Attached {
     /// Loads the program of a hook and attaches every copy.
     fn copies(hook: Hook, layout: &KernelLayout, target: Target, maps: Maps<'_>) -> Result<Vec<Self>, EbpfError> {
         let name = format!("rehost_{}", hook.name());
-        let load = |target| bpf::load_program(&name, &layout.program(hook, target, maps), layout.tracepoint(hook).0);
+        let tracepoint = layout.tracepoint(hook).0;
+        let load = |name: &str, target| bpf::load_program(name, &layout.program(hook, target, maps), tracepoint);
         let attach = |copy| {
-            // A verifier that cannot follow it through so many bios: then their notes grow old.
-            let program = load(target).or_else(|error| match (hook, target.most_discards) {
-                (Hook::Request, 2..) => load(Target { most_discards: 1, ..target }),
+            // A verifier that cannot follow it through so many bios: then all places but the first are noted until they must be over.
+            let program = load(&name, target).or_else(|error| match (hook, target.most_discards) {
+                (Hook::Request, 2..) => load(FIRST_PLACE_ONLY, Target { most_discards: 1, ..target }),
                 _ => Err(error),
             })?;
             let link = bpf::attach(program.as_fd());

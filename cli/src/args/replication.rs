@@ -1,7 +1,9 @@
 //! The settings of MGN's replication configuration, of a server or of the template.
 
+use std::collections::HashMap;
+
 use clap::Args;
-use rehost_model::settings::{DataPlaneRouting, EbsEncryption, LargeStagingDiskType, ReplicationSettings};
+use rehost_model::settings::{DataPlaneRouting, EbsEncryption, LargeStagingDiskType};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -42,9 +44,9 @@ pub(crate) struct ReplicationArgs {
     /// Whether replication servers get a public address.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) public_ip: Option<bool>,
-    /// A tag of staging disks; may be given several times: these, and no others.
+    /// A tag of staging disks; may be given several times: these, and no others. An empty text takes all away.
     #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
-    pub(crate) staging_tag: Vec<(String, String)>,
+    pub(crate) staging_tag: Vec<String>,
 }
 
 impl ReplicationArgs {
@@ -54,21 +56,11 @@ impl ReplicationArgs {
         (!self.security_group.is_empty()).then_some(named)
     }
 
-    /// What is not given as it is without a template: whoever makes a template names everything.
-    pub(crate) fn or_default(self) -> Self {
-        let unset = ReplicationSettings::default();
-        Self {
-            staging_subnet: self.staging_subnet.or(Some(unset.staging_area_subnet_id)),
-            default_security_group: self.default_security_group.or(Some(unset.associate_default_security_group)),
-            replication_server_type: self.replication_server_type.or(Some(unset.replication_server_instance_type)),
-            dedicated: self.dedicated.or(Some(unset.use_dedicated_replication_server)),
-            large_disk_type: self.large_disk_type.or(Some(unset.default_large_staging_disk_type)),
-            encryption: self.encryption.or(Some(unset.ebs_encryption)),
-            throttle: self.throttle.or(Some(unset.bandwidth_throttling)),
-            routing: self.routing.or(Some(unset.data_plane_routing)),
-            public_ip: self.public_ip.or(Some(unset.create_public_ip)),
-            ..self
-        }
+    /// The tags that are given, if any.
+    pub(crate) fn staging_tags(&self) -> Option<HashMap<String, String>> {
+        let pairs = self.staging_tag.iter().filter_map(|tag| tag.split_once('='));
+        let tags = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        (!self.staging_tag.is_empty()).then_some(tags)
     }
 }
 
@@ -77,9 +69,9 @@ pub(super) fn of_model<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(Value::from(text.to_ascii_uppercase())).map_err(|e| e.to_string())
 }
 
-fn tag(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
-    pair.map(|(key, value)| (key.to_owned(), value.to_owned())).ok_or_else(|| "write KEY=VALUE".to_owned())
+fn tag(text: &str) -> Result<String, String> {
+    let is_tag = text.is_empty() || text.split_once('=').is_some_and(|(key, _)| !key.is_empty());
+    is_tag.then(|| text.to_owned()).ok_or_else(|| "write KEY=VALUE".to_owned())
 }
 
 #[cfg(test)]
@@ -99,12 +91,16 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_given_taken_away_or_left() {
+    fn groups_and_tags_are_given_taken_away_or_left() {
         let groups = |words: &[&str]| parsed(words).unwrap().security_groups();
         assert_eq!(groups(&[]), None);
         assert_eq!(groups(&["--security-group", ""]), Some(vec![]));
         let two = groups(&["--security-group", "sg-1", "--security-group", "sg-2"]);
         assert_eq!(two, Some(vec!["sg-1".to_owned(), "sg-2".to_owned()]));
+        let tags = |words: &[&str]| parsed(words).unwrap().staging_tags();
+        assert_eq!((tags(&[]), tags(&["--staging-tag", ""])), (None, Some(HashMap::new())));
+        let tag = HashMap::from([("a".to_owned(), "b=c".to_owned())]);
+        assert_eq!(tags(&["--staging-tag", "a=b=c"]), Some(tag));
     }
 
     #[test]

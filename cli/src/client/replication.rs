@@ -1,7 +1,5 @@
 //! MGN's replication configuration: of a server, and of the template.
 
-use std::collections::HashMap;
-
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -12,7 +10,6 @@ use crate::args::ReplicationArgs;
 macro_rules! with_settings {
     ($call:expr, $args:expr) => {{
         let args: &ReplicationArgs = $args;
-        let tags: HashMap<String, String> = args.staging_tag.iter().cloned().collect();
         $call
             .set_staging_area_subnet_id(args.staging_subnet.clone())
             .set_replication_servers_security_groups_ids(args.security_groups())
@@ -25,7 +22,7 @@ macro_rules! with_settings {
             .set_bandwidth_throttling(args.throttle.map(|mbit| i64::try_from(mbit).unwrap_or(i64::MAX)))
             .set_data_plane_routing(args.routing.map(|kind| word(kind).as_str().into()))
             .set_create_public_ip(args.public_ip)
-            .set_staging_area_tags(Some(tags).filter(|tags| !tags.is_empty()))
+            .set_staging_area_tags(args.staging_tags())
     }};
 }
 
@@ -50,7 +47,7 @@ impl Mgn {
     /// The template, if there is one.
     pub(crate) async fn template(&self) -> Result<Option<Value>> {
         self.told(self.sdk.describe_replication_configuration_templates().send().await)?;
-        Ok(self.bodies.items()["items"].as_array_mut().and_then(Vec::pop))
+        Ok(self.bodies.items().pointer("/items/0").cloned())
     }
 
     /// Changes the template, or makes it; how it is then.
@@ -62,13 +59,8 @@ impl Mgn {
                 self.told(with_settings!(call, args).send().await)?;
             }
             None => {
-                let args = &args.clone().or_default();
-                let call = with_settings!(self.sdk.create_replication_configuration_template(), args);
-                // Members that MGN wants to be told also if there is nothing to tell.
-                let groups = args.security_groups().unwrap_or_default();
-                let call = call.set_replication_servers_security_groups_ids(Some(groups));
-                let tags = args.staging_tag.iter().cloned().collect();
-                self.told(call.set_staging_area_tags(Some(tags)).send().await)?;
+                let call = self.sdk.create_replication_configuration_template();
+                self.told(with_settings!(call, args).send().await)?;
             }
         }
         Ok(self.bodies.last())

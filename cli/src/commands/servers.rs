@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use aws_sdk_mgn::types::SourceServer;
 use rehost_api::settings::{AddDiskRequest, SettingsRequest};
 use rehost_control::operations::ServerSettings;
@@ -66,7 +66,8 @@ pub(super) async fn show(mgn: &Mgn, one: &OneArgs, json: bool) -> Result<()> {
         }
         Err(_) => None,
     };
-    let replication = mgn.replication(&id).await?;
+    // A service may refuse to tell it.
+    let replication = mgn.replication(&id).await.unwrap_or_default();
     if json {
         if let Some(settings) = settings {
             server.json["settings"] = json!(settings);
@@ -108,12 +109,15 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         let now = own::settings(&mgn.target, &request).await?.settings.retention.unwrap_or_default();
         settings.retention = Some(retention(now, &set));
     }
-    if set.replication != ReplicationArgs::default() {
-        mgn.set_replication(request.source_server_id.as_str(), &set.replication).await?;
-    }
     request.settings = settings;
-    let answer = own::settings(&mgn.target, &request).await?;
-    let replication = mgn.replication(request.source_server_id.as_str()).await?;
+    let mut answer = own::settings(&mgn.target, &request).await?;
+    let id = request.source_server_id.as_str();
+    if set.replication != ReplicationArgs::default() {
+        mgn.set_replication(id, &set.replication).await.context("the settings of the replication were not changed")?;
+        request.settings = ServerSettings::default();
+        answer = own::settings(&mgn.target, &request).await?;
+    }
+    let replication = mgn.replication(request.source_server_id.as_str()).await.unwrap_or_default();
     if json {
         let mut settings = json!(answer.settings);
         settings["replicationConfiguration"] = replication;

@@ -349,6 +349,9 @@ pub struct TaggedResource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedGroup {
     pub id: SecurityGroupId,
+    /// The id of the network.
+    pub network: String,
+    pub role: GroupRole,
     /// Whether an instance has it.
     pub in_use: bool,
 }

@@ -7,7 +7,7 @@
 mod groups;
 mod verdict;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rehost_model::ledger::{LedgerEntry, Purpose, ResourceKind};
 use rehost_model::replicator::ReplicationServer;
@@ -143,7 +143,7 @@ struct Facts {
     now: Timestamp,
     real: Vec<TaggedResource>,
     groups: Option<Vec<SharedGroup>>,
-    group_needs: groups::Needs,
+    unneeded_groups: BTreeSet<SecurityGroupId>,
     ledger: Vec<LedgerEntry>,
     servers: BTreeMap<ServerId, SourceServer>,
     jobs: BTreeMap<JobId, Job>,
@@ -156,12 +156,12 @@ impl Facts {
         let servers = repo::list::<SourceServer>(ports, "").await?;
         let jobs = repo::list::<Job>(ports, "").await?;
         let Listed { real, groups } = listed;
-        let group_needs = groups::Needs::gather(ports, groups.as_ref(), &ledger, &servers).await;
+        let unneeded_groups = groups::unneeded(ports, groups.as_deref().unwrap_or_default(), &ledger, &servers).await;
         Ok(Self {
             now,
             real,
             groups,
-            group_needs,
+            unneeded_groups,
             ledger,
             servers: servers.into_iter().map(|server| (server.source_server_id.clone(), server)).collect(),
             jobs: jobs.into_iter().map(|job| (job.job_id.clone(), job)).collect(),

@@ -281,10 +281,12 @@ impl Compute for Fake {
 
     async fn ensure_shared_group(&self, network: &str, role: GroupRole) -> PortResult<SecurityGroupId> {
         self.call(|world| {
-            let group = world
-                .groups
-                .entry((network.to_owned(), role.name()))
-                .or_insert_with(|| SharedGroup { id: SecurityGroupId::generate(), in_use: false });
+            let group = world.groups.entry((network.to_owned(), role.name())).or_insert_with(|| SharedGroup {
+                id: SecurityGroupId::generate(),
+                network: network.to_owned(),
+                role,
+                in_use: false,
+            });
             Ok(group.id.clone())
         })
     }

@@ -56,11 +56,8 @@ impl Ec2Compute {
             .set_network_interfaces((!placed.interfaces.is_empty()).then_some(placed.interfaces))
             .user_data(render(CONVERTER, &values)?);
         let all_tags = tags::named(all_tags, "rehost conversion server");
-        self.launch(request, "a conversion server", &all_tags, token).await.map_err(|error| match spec.security_group {
-            // The reaper was faster: whoever tries again makes another.
-            Some(_) if error.message.contains("InvalidGroup.NotFound") => PortError::conflict(error.message),
-            _ => error,
-        })
+        let launched = self.launch(request, "a conversion server", &all_tags, token).await;
+        launched.map_err(|error| self.refused_with(spec.security_group.as_ref(), error))
     }
 
     /// With its volumes, and reached by nobody. Whether it needs a public address to find the bucket, the launch template's interface

@@ -19,12 +19,6 @@ use crate::tags::{self, STACK_TAG};
 /// Where agents connect to replication servers.
 const REPLICATION_PORT: i32 = 1500;
 
-/// The stack has a group of each role in every network that its servers are in: its template makes it in the stack's own network, and
-/// in others the first server there does.
-fn group_name(role: GroupRole, stack: &str) -> String {
-    format!("rehost-{}-{stack}", role.name())
-}
-
 fn description(role: GroupRole) -> &'static str {
     match role {
         GroupRole::Replication => "Agents reach replication servers (rehost)",
@@ -44,6 +38,12 @@ pub(crate) struct Subnet {
 pub(crate) type KnownSubnets = Mutex<HashMap<String, Subnet>>;
 
 impl Ec2Compute {
+    /// The stack has a group of each role in every network that its servers are in: its template makes it in the stack's own network,
+    /// and in others the first server there does.
+    fn group_name(&self, role: GroupRole) -> String {
+        format!("rehost-{}-{}", role.name(), self.config.stack)
+    }
+
     /// See [`rehost_control::ports::Compute::group_source`].
     pub(crate) async fn source_of_group(
         &self,
@@ -101,7 +101,7 @@ impl Ec2Compute {
             .ec2
             .describe_security_groups()
             .filters(tags::filter("vpc-id", vpc))
-            .filters(tags::filter("group-name", group_name(role, &self.config.stack)))
+            .filters(tags::filter("group-name", self.group_name(role)))
             .filters(tags::with_tag(STACK_TAG, &self.config.stack))
             .send()
             .await
@@ -114,7 +114,7 @@ impl Ec2Compute {
         let created = self
             .ec2
             .create_security_group()
-            .group_name(group_name(role, &self.config.stack))
+            .group_name(self.group_name(role))
             .description(description(role))
             .vpc_id(vpc)
             .tag_specifications(tags::specification(ResourceType::SecurityGroup, &tags))
@@ -128,7 +128,7 @@ impl Ec2Compute {
 
     /// See [`rehost_control::ports::Compute::shared_groups`].
     pub(crate) async fn groups_elsewhere(&self) -> PortResult<Vec<SharedGroup>> {
-        let names = GroupRole::ALL.map(|role| group_name(role, &self.config.stack)).to_vec();
+        let names = GroupRole::ALL.map(|role| self.group_name(role)).to_vec();
         let pages = self
             .ec2
             .describe_security_groups()
@@ -148,10 +148,19 @@ impl Ec2Compute {
         let elsewhere = found.iter().filter(|group| group.vpc_id() != Some(&own));
         let shared = |group: &SecurityGroup| {
             let id = group_id(group.group_id().unwrap_or_default())?;
+            let role = GroupRole::ALL.into_iter().find(|role| group.group_name() == Some(&self.group_name(*role)));
+            let network = group.vpc_id().unwrap_or_default().to_owned();
             let in_use = used.contains(id.as_str());
-            Ok(SharedGroup { id, in_use })
+            Ok(role.map(|role| SharedGroup { id, network, role, in_use }))
         };
-        elsewhere.map(shared).collect()
+        elsewhere.filter_map(|group| shared(group).transpose()).collect()
+    }
+
+    /// The refusal of a launch into a group that servers share: the reaper may have been faster, and whoever tries again makes another.
+    pub(crate) fn refused_with(&self, group: Option<&SecurityGroupId>, error: PortError) -> PortError {
+        let is_shared = group.is_some_and(|group| group.as_str() != self.config.staging_security_group);
+        let went = is_shared && error.message.contains("InvalidGroup.NotFound");
+        if went { PortError::conflict(error.message) } else { error }
     }
 
     /// See [`rehost_control::ports::Compute::delete_security_group`].
@@ -270,11 +279,5 @@ mod tests {
             assert_eq!(lets_in, expected, "{protocol} {ports:?} {blocks:?}");
         }
         assert!(!lets_agents_in(&SecurityGroup::builder().build(), AGENTS));
-    }
-
-    #[test]
-    fn each_role_has_a_group_of_its_own() {
-        let names = GroupRole::ALL.map(|role| group_name(role, "s"));
-        assert_eq!(names, ["rehost-replication-s", "rehost-conversion-s"]);
     }
 }

@@ -69,8 +69,12 @@ impl Ec2Compute {
             .user_data(self.replicator_user_data(spec)?);
         let subject =
             format!("the replication server {} ({} in {subnet})", spec.id, settings.replication_server_instance_type);
-        self.launch(request, &subject, &tags::named(all_tags, format!("rehost replication server {}", spec.id)), token)
-            .await
+        let all_tags = tags::named(all_tags, format!("rehost replication server {}", spec.id));
+        let named = &settings.replication_servers_security_groups_ids;
+        // One that settings name is the user's business.
+        let own_group = spec.security_group.as_ref().filter(|_| named.is_empty());
+        let launched = self.launch(request, &subject, &all_tags, token).await;
+        launched.map_err(|error| self.refused_with(own_group, error))
     }
 
     fn replicator_user_data(&self, spec: &ReplicationServerSpec) -> PortResult<String> {

@@ -188,7 +188,7 @@ fn live_no_number_of_discards_is_too_many() {
     assert!(tracker.is_quiet().unwrap());
 }
 
-/// Then the notes of discards are as those of any write: over when the disk has nothing left to do.
+/// Then the notes of discards are taken again and again until they must be over, idle as the disk may be.
 #[test]
 fn live_a_verifier_that_cannot_follow_so_many_discards_is_asked_for_less() {
     let believed = |device: &mut BlockDevice| device.most_discards = u16::MAX;
@@ -204,10 +204,12 @@ fn live_a_verifier_that_cannot_follow_so_many_discards_is_asked_for_less() {
     let expected = [(MIB, 64 * KIB), (2 * MIB, 4 * KIB)];
     tracker.collect(Pass::FIRST).unwrap();
     assert_eq!(places(&tracker.pending()), expected);
-    assert!(!tracker.is_quiet().unwrap(), "nobody was told that the discard is complete");
-    age(&mut tracker, 2 * UNSEEN_AFTER);
-    tracker.collect(Pass::FIRST).unwrap();
-    assert_eq!(places(&tracker.pending()), expected);
+    for by in [2 * UNSEEN_AFTER, 2 * LONGEST_WRITE] {
+        assert!(!tracker.is_quiet().unwrap(), "nobody was told that the discard is complete");
+        age(&mut tracker, by);
+        tracker.collect(Pass::FIRST).unwrap();
+        assert_eq!(places(&tracker.pending()), expected);
+    }
     assert!(tracker.is_quiet().unwrap());
 }
 
@@ -314,6 +316,22 @@ fn live_a_write_whose_completion_is_not_seen_is_over_when_the_disk_is_idle() {
         assert!(!collect(), "it may be on its way");
         assert_eq!(collect(), counts == "0 0", "{iostats} {counts}");
     }
+}
+
+/// What began while notes were forgotten is noted again, unless something later is.
+#[test]
+fn live_notes_of_a_disk_that_is_busy_again_are_put_back() {
+    let Some((_scratch, mut tracker)) = bench(64 * MIB, 8 * MIB, true) else { return };
+    let sysfs = tempfile::tempdir().unwrap();
+    tracker.device.directory = sysfs.path().into();
+    let place = |first_sector| Place { first_sector, sectors: 8 };
+    bpf::put_place(tracker.notes.as_fd(), 1, place(64)).unwrap();
+    tracker.forget_unseen(&[1, 2], Pass::FIRST);
+    assert_eq!(tracker.notes().unwrap(), [(1, place(64))]);
+    assert_eq!(places(&tracker.pending()), [(32 * KIB, 4 * KIB)]);
+    assert!(bpf::put_place(tracker.notes.as_fd(), 1, place(128)).is_err());
+    assert_eq!(bpf::take_place(tracker.notes.as_fd(), 1).unwrap(), place(64));
+    assert!(bpf::take_place(tracker.notes.as_fd(), 1).is_err());
 }
 
 #[test]

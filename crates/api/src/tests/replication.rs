@@ -49,6 +49,7 @@ async fn the_replication_configuration_is_read_and_changed() {
     for (members, named) in [
         (json!({"bandwidthThrottling": 10_001}), "bandwidthThrottling"),
         (json!({"ebsEncryption": "SOME"}), "ebsEncryption"),
+        (json!({"ebsEncryption": "CUSTOM"}), "ebsEncryptionKeyArn"),
         (
             json!({"replicatedDisks": [{"deviceName": "/dev/x", "isBootDisk": false, "stagingDiskType": "GP3"}]}),
             "replicatedDisks",

@@ -181,6 +181,15 @@ pub(super) fn check_bandwidth(mbit: Option<u64>) -> OperationResult<()> {
     Ok(())
 }
 
+/// Refuses a key of one's own that is not named.
+pub(super) fn check_encryption(settings: &ReplicationSettings) -> OperationResult<()> {
+    if settings.ebs_encryption == EbsEncryption::Custom && settings.ebs_encryption_key_arn.is_none() {
+        let message = "is needed with the encryption CUSTOM".to_owned();
+        return Err(OperationError::Validation { field: "ebsEncryptionKeyArn", message });
+    }
+    Ok(())
+}
+
 /// What MGN's `UpdateReplicationConfiguration` names, or a template's change; `None` leaves a setting as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -257,7 +266,10 @@ impl ReplicationChange {
         set(&mut settings.use_dedicated_replication_server, self.use_dedicated_replication_server);
         set(&mut settings.default_large_staging_disk_type, self.default_large_staging_disk_type);
         set(&mut settings.ebs_encryption, self.ebs_encryption);
-        set(&mut settings.ebs_encryption_key_arn, self.ebs_encryption_key_arn.map(Some));
+        set(
+            &mut settings.ebs_encryption_key_arn,
+            self.ebs_encryption_key_arn.map(|arn| Some(arn).filter(|a| !a.is_empty())),
+        );
         set(&mut settings.bandwidth_throttling, self.bandwidth_throttling);
         set(&mut settings.data_plane_routing, self.data_plane_routing);
         set(&mut settings.create_public_ip, self.create_public_ip);
@@ -285,7 +297,7 @@ pub async fn update_replication_configuration(
             return Err(OperationError::Validation { field: "replicatedDisks", message });
         }
         change.clone().apply(configuration);
-        Ok(())
+        check_encryption(&configuration.settings)
     });
     changed.await.map(|(server, ())| server).map_err(|e| e.about("SourceServer", id.as_str()))
 }

@@ -5,7 +5,7 @@ use rehost_model::settings::{ReplicationSettings, ReplicationTemplate};
 
 use sha2::{Digest as _, Sha256};
 
-use super::settings::{ReplicationChange, check_bandwidth};
+use super::settings::{ReplicationChange, check_bandwidth, check_encryption};
 use super::{OperationError, OperationResult};
 use crate::ports::Ports;
 use crate::{PortError, repo};
@@ -15,12 +15,15 @@ const RESOURCE_TYPE: &str = "ReplicationConfigurationTemplate";
 /// MGN's `DescribeReplicationConfigurationTemplates`: those with these ids, or all of them if none is named.
 ///
 /// # Errors
-/// Those of the store. Ids that do not exist are left out.
+/// `NotFound` for an id that does not exist.
 pub async fn describe_replication_configuration_templates(
     ports: &Ports,
     ids: &[ReplicationTemplateId],
 ) -> OperationResult<Vec<ReplicationTemplate>> {
     let mut templates: Vec<ReplicationTemplate> = repo::list(ports, "").await?;
+    if let Some(absent) = ids.iter().find(|id| templates.iter().all(|template| template.id != **id)) {
+        return Err(OperationError::NotFound { resource_type: RESOURCE_TYPE, resource_id: absent.to_string() });
+    }
     templates.retain(|template| ids.is_empty() || ids.contains(&template.id));
     Ok(templates)
 }
@@ -43,6 +46,7 @@ pub async fn create_replication_configuration_template(
     }
     let mut settings = ReplicationSettings::default();
     change.clone().apply_to(&mut settings);
+    check_encryption(&settings)?;
     let template = ReplicationTemplate { id: the_id(ports)?, settings };
     repo::create(ports, &template).await?;
     Ok(template)
@@ -67,7 +71,7 @@ pub async fn update_replication_configuration_template(
     check(change)?;
     let changed = repo::update(ports, id.as_str(), |template: &mut ReplicationTemplate| {
         change.clone().apply_to(&mut template.settings);
-        Ok::<_, OperationError>(())
+        check_encryption(&template.settings)
     });
     changed.await.map(|(template, ())| template).map_err(|e| e.about(RESOURCE_TYPE, id.as_str()))
 }
@@ -97,6 +101,8 @@ fn check(change: &ReplicationChange) -> OperationResult<()> {
 
 #[cfg(test)]
 mod tests {
+    use rehost_model::settings::EbsEncryption;
+
     use super::*;
     use crate::testing::Fake;
 
@@ -115,11 +121,15 @@ mod tests {
         let again = create_replication_configuration_template(&ports, &subnet("subnet-2")).await.unwrap_err();
         assert!(matches!(again, OperationError::Conflict { resource_id, .. } if resource_id == made.id.to_string()));
         let changed = update_replication_configuration_template(&ports, &made.id, &subnet("subnet-3")).await.unwrap();
-        for (ids, expected) in
-            [(vec![], vec![changed.clone()]), (vec![made.id.clone()], vec![changed]), (vec![other()], vec![])]
-        {
-            assert_eq!(describe_replication_configuration_templates(&ports, &ids).await.unwrap(), expected);
+        for ids in [vec![], vec![made.id.clone()]] {
+            let described = describe_replication_configuration_templates(&ports, &ids).await.unwrap();
+            assert_eq!(described, std::slice::from_ref(&changed));
         }
+        let absent = describe_replication_configuration_templates(&ports, &[other()]).await.unwrap_err();
+        assert!(matches!(absent, OperationError::NotFound { .. }));
+        delete_replication_configuration_template(&ports, &made.id).await.unwrap();
+        let another = create_replication_configuration_template(&ports, &subnet("subnet-1")).await.unwrap();
+        assert_eq!(another, made, "of two who make it at once, one is refused by its id");
         delete_replication_configuration_template(&ports, &made.id).await.unwrap();
         for id in [made.id, other()] {
             let absent = delete_replication_configuration_template(&ports, &id).await.unwrap_err();
@@ -138,7 +148,13 @@ mod tests {
         let ports = Fake::default().ports();
         let too_fast = ReplicationChange { bandwidth_throttling: Some(10_001), ..ReplicationChange::default() };
         let disks = ReplicationChange { replicated_disks: Some(vec![]), ..ReplicationChange::default() };
-        for (change, named) in [(too_fast, "bandwidthThrottling"), (disks, "replicatedDisks")] {
+        let no_key = ReplicationChange {
+            ebs_encryption: Some(EbsEncryption::Custom),
+            ebs_encryption_key_arn: Some(String::new()),
+            ..ReplicationChange::default()
+        };
+        let refused = [(too_fast, "bandwidthThrottling"), (disks, "replicatedDisks"), (no_key, "ebsEncryptionKeyArn")];
+        for (change, named) in refused {
             let refused = create_replication_configuration_template(&ports, &change).await.unwrap_err();
             assert!(matches!(refused, OperationError::Validation { field, .. } if field == named));
         }

@@ -10,6 +10,7 @@ use rehost_model::{SecurityGroupId, SourceServer};
 
 use super::Done;
 use crate::ports::{PortResult, Ports, SharedGroup};
+use crate::steps::groups::is_wanted_by;
 use crate::{ledger, repo};
 
 /// The groups that there are; `None` if that cannot be learnt.
@@ -18,51 +19,36 @@ pub(super) async fn listed(ports: &Ports) -> Option<Vec<SharedGroup>> {
     listed.inspect_err(|error| tracing::warn!(%error, "security groups in other networks cannot be listed")).ok()
 }
 
-/// Which groups somebody needs.
-pub(super) enum Needs {
-    /// Nobody knows or has asked, or one is just being looked up or made.
-    All,
-    These(BTreeSet<String>),
+/// Those of the groups that nobody needs.
+pub(super) async fn unneeded(
+    ports: &Ports,
+    groups: &[SharedGroup],
+    ledger: &[LedgerEntry],
+    servers: &[SourceServer],
+) -> BTreeSet<SecurityGroupId> {
+    if groups.is_empty() {
+        return BTreeSet::new();
+    }
+    find_unneeded(ports, groups, ledger, servers).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "nobody knows which security groups are needed");
+        BTreeSet::new()
+    })
 }
 
-impl Needs {
-    /// What these servers need, if there is anything to need.
-    pub(super) async fn gather(
-        ports: &Ports,
-        groups: Option<&Vec<SharedGroup>>,
-        ledger: &[LedgerEntry],
-        servers: &[SourceServer],
-    ) -> Self {
-        if groups.is_none_or(Vec::is_empty) {
-            return Self::All;
-        }
-        Self::of(ports, ledger, servers).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "nobody knows which security groups are needed");
-            Self::All
-        })
-    }
-
-    async fn of(ports: &Ports, ledger: &[LedgerEntry], servers: &[SourceServer]) -> PortResult<Self> {
-        let entries = ledger.iter().filter(|entry| entry.kind == ResourceKind::SecurityGroup);
-        let Some(mut needed) = entries.map(|entry| entry.resource.clone()).collect::<Option<BTreeSet<_>>>() else {
-            return Ok(Self::All);
-        };
-        let templates: Vec<ReplicationTemplate> = repo::list(ports, "").await?;
-        let of_servers = servers.iter().map(|server| &server.internal.replication.settings);
-        let settings = of_servers.chain(templates.iter().map(|template| &template.settings));
-        let named = settings.flat_map(|settings| &settings.replication_servers_security_groups_ids);
-        needed.extend(named.map(ToString::to_string));
-        Ok(Self::These(needed))
-    }
-
-    /// Whether this one is needed.
-    pub(super) fn include(&self, group: &SharedGroup) -> bool {
-        let is_needed = match self {
-            Self::All => true,
-            Self::These(needed) => needed.contains(group.id.as_str()),
-        };
-        group.in_use || is_needed
-    }
+async fn find_unneeded(
+    ports: &Ports,
+    groups: &[SharedGroup],
+    ledger: &[LedgerEntry],
+    servers: &[SourceServer],
+) -> PortResult<BTreeSet<SecurityGroupId>> {
+    let templates: Vec<ReplicationTemplate> = repo::list(ports, "").await?;
+    let of_servers = servers.iter().map(|server| &server.internal.replication.settings);
+    let settings = of_servers.chain(templates.iter().map(|template| &template.settings));
+    let named: BTreeSet<_> = settings.flat_map(|s| &s.replication_servers_security_groups_ids).collect();
+    let is_needed = |group: &&SharedGroup| {
+        group.in_use || named.contains(&group.id) || ledger.iter().any(|entry| is_wanted_by(group, entry))
+    };
+    Ok(groups.iter().filter(|group| !is_needed(group)).map(|group| group.id.clone()).collect())
 }
 
 /// Deletes a group, unless somebody has begun to need it since it was judged.
@@ -70,8 +56,8 @@ pub(super) async fn remove(ports: &Ports, id: &SecurityGroupId) -> PortResult<Do
     let groups = ports.compute.shared_groups().await?;
     let servers = repo::list::<SourceServer>(ports, "").await?;
     let entries = repo::list::<LedgerEntry>(ports, "").await?;
-    let needs = Needs::of(ports, &entries, &servers).await?;
-    if groups.iter().any(|group| group.id == *id && needs.include(group)) {
+    let unneeded = find_unneeded(ports, &groups, &entries, &servers).await?;
+    if groups.iter().any(|group| group.id == *id) && !unneeded.contains(id) {
         return Ok(Done::Nothing);
     }
     ledger::delete(ports, ResourceKind::SecurityGroup, id.as_str()).await?;

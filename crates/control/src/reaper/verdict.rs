@@ -7,7 +7,7 @@ use rehost_model::{JobId, LifeCycleState, ServerId, SourceServer};
 use super::{Act, Done, Facts, Finding, Resource, Why};
 use crate::ledger::{PURPOSE_TAG, TOKEN_TAG};
 use crate::ports::{SharedGroup, TaggedResource};
-use crate::steps::replicator;
+use crate::steps::{groups, replicator};
 
 /// What is younger may be at work on by a step that has not come to its end, and EC2 may not show it yet; milliseconds.
 const GRACE_MS: u64 = 3_600_000;
@@ -204,22 +204,24 @@ pub(super) fn of_replication_servers(facts: &Facts) -> Vec<Finding> {
     facts.replicators.iter().filter(unused).map(finding).collect()
 }
 
-/// Security groups that servers share, apart from what the ledgers say of them.
+/// Security groups that servers share: those that nobody needs, and those that are needed and in no ledger.
 pub(super) fn of_groups(facts: &Facts) -> Vec<Finding> {
-    let is_unneeded = |group: &&SharedGroup| !facts.group_needs.include(group);
+    let is_unneeded = |group: &SharedGroup| facts.unneeded_groups.contains(&group.id);
+    let is_in_ledger = |group: &SharedGroup| facts.ledger.iter().any(|entry| groups::is_wanted_by(group, entry));
     let finding = |group: &SharedGroup| {
         let resource = Resource {
             kind: ResourceKind::SecurityGroup,
             id: Some(group.id.to_string()),
             server: None,
             job: None,
-            purpose: Some(Purpose::Staging),
+            purpose: Some(groups::purpose(group.role)),
             since: None,
             monthly: None,
-            why: Some(Why::Unused),
+            why: is_unneeded(group).then_some(Why::Unused),
             done: Done::Nothing,
         };
-        Finding { resource, entry: None, act: Act::RemoveGroup(group.id.clone()) }
+        let act = if is_unneeded(group) { Act::RemoveGroup(group.id.clone()) } else { Act::Nothing };
+        Finding { resource, entry: None, act }
     };
-    facts.groups.iter().flatten().filter(is_unneeded).map(finding).collect()
+    facts.groups.iter().flatten().filter(|group| !is_in_ledger(group)).map(finding).collect()
 }

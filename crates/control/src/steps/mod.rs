@@ -9,7 +9,7 @@ mod convert;
 mod cutover;
 mod finalize;
 mod gate;
-mod groups;
+pub(crate) mod groups;
 mod job;
 mod launch;
 mod provision;

@@ -313,12 +313,17 @@ async fn a_group_in_another_network_is_shown_and_goes() {
     assert_eq!(compute.shared_groups().await.unwrap(), []);
     let settings = far(&world);
     let role = GroupRole::Replication;
-    assert!(matches!(compute.group_source(&settings, role).await.unwrap(), GroupSource::Shared(_)));
+    let GroupSource::Shared(network) = compute.group_source(&settings, role).await.unwrap() else {
+        panic!("not shared")
+    };
     assert_eq!(compute.shared_groups().await.unwrap(), [], "nothing is made by being asked for");
     let spec = replicator_spec(&world, settings.clone()).await;
     let id = spec.security_group.clone().unwrap();
-    let shown = |in_use| SharedGroup { id: id.clone(), in_use };
+    let shown = |in_use| SharedGroup { id: id.clone(), network: network.clone(), role, in_use };
     assert_eq!(compute.shared_groups().await.unwrap(), [shown(false)]);
+    world.seen.refuse("RunInstances", "InvalidGroup.NotFound");
+    let refused = compute.launch_replication_server(&spec, &token("late")).await.unwrap_err();
+    assert_eq!(refused.kind, PortErrorKind::Conflict, "the reaper was faster: {refused}");
     let instance = compute.launch_replication_server(&spec, &token("far")).await.unwrap();
     assert_eq!(compute.shared_groups().await.unwrap(), [shown(true)]);
     compute.terminate_instance(&instance).await.unwrap();

@@ -39,7 +39,9 @@ pub(crate) async fn tick(ports: &Ports) -> Result<(), StepError> {
 /// Finds nothing but what nobody except the reaper removes.
 async fn reap(ports: &Ports) -> Result<(), StepError> {
     let leftovers = reaper::reap(ports, None, false).await?;
-    let left: Vec<_> = leftovers.left().filter(|resource| !resource.kind.is_shared()).collect();
+    let is_reapers =
+        |resource: &reaper::Resource| resource.kind.is_shared() && resource.why == Some(reaper::Why::Unused);
+    let left: Vec<_> = leftovers.left().filter(|resource| !is_reapers(resource)).collect();
     assert!(left.is_empty(), "nobody needs {left:#?}");
     Ok(())
 }

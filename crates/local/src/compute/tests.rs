@@ -10,6 +10,7 @@ use rehost_model::ReplicatorId;
 use rehost_model::conversion::{ConversionRequest, ConversionTarget, RequestedDisk};
 use rehost_model::launch::{BootMode, LaunchConfiguration};
 use rehost_model::link::BootFirmware;
+use rehost_model::settings::ReplicationSettings;
 
 use super::contract_tests::{tags, token, volume};
 use super::machine::Life;

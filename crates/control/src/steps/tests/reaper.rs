@@ -44,9 +44,10 @@ impl Source {
         self.write(ResourceKind::Volume, token, purpose, resource).await;
     }
 
-    /// Somebody is about to look for a security group, or to make it.
-    async fn plan_group(&self) {
-        self.write(ResourceKind::SecurityGroup, "group", Purpose::Staging, None).await;
+    /// Somebody is about to look for a security group of replication servers, or to make it.
+    async fn plan_group(&self, network: &str) {
+        let token = format!("group-replication-{network}");
+        self.write(ResourceKind::SecurityGroup, &token, Purpose::Staging, None).await;
     }
 
     async fn write(&self, kind: ResourceKind, token: &str, purpose: Purpose, resource: Option<&str>) {
@@ -169,19 +170,23 @@ async fn a_security_group_is_kept_by_whoever_may_need_it() {
     };
     named(ids).await;
     assert_eq!(source.reaped().await, [], "settings name both");
+    assert_eq!(source.reap().await.resources.len(), 2, "and both are shown");
     named(vec![]).await;
     let used = |in_use| source.fake.world().groups.values_mut().for_each(|group| group.in_use = in_use);
     used(true);
     assert_eq!(source.reaped().await, [], "instances have them");
     used(false);
-    source.plan_group().await;
-    assert_eq!(source.reaped().await, [], "one of them is just being looked up");
-    source.hours_pass(2);
-    assert_eq!(source.reaped().await, [(Why::ReplicationEnded, Done::StruckOut)], "it never began");
+    source.plan_group("subnet-1").await;
+    source.plan_group("subnet-2").await;
     source.fake.world().groups_unknown = true;
     assert_eq!(source.reaped().await, [], "they cannot be listed");
     source.fake.world().groups_unknown = false;
-    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed), (Why::Unused, Done::Removed)]);
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
+    assert_eq!(source.groups(), [("subnet-1".to_owned(), "replication")], "it is just being looked up");
+    source.hours_pass(2);
+    let ended = || (Why::ReplicationEnded, Done::StruckOut);
+    assert_eq!(source.reaped().await, [ended(), ended()], "it never began");
+    assert_eq!(source.reaped().await, [(Why::Unused, Done::Removed)]);
     assert_eq!(source.groups(), []);
 }
 
