@@ -14,7 +14,7 @@ use crate::tracker::{self, TrackerOptions};
 /// Where bpffs is mounted.
 const BPFFS: &str = "/sys/fs/bpf";
 
-/// Bytes of marks of one disk: 4 KiB granules up to 32 GiB, and 128 KiB on a disk of 1 TiB.
+/// Bytes of marks of one disk, unless there are many: 4 KiB granules up to 32 GiB, and 128 KiB on a disk of 1 TiB.
 const MAP_BYTES: u64 = 8 << 20;
 
 /// What starts the watchdog: the agent itself, also after an upgrade has replaced its file.

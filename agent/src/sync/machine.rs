@@ -21,10 +21,13 @@ use super::{
 };
 use crate::tracker::{self, DiskIdentity, DiskTracker, Opened, TrackedDisk, TrackerOptions};
 
+/// What the marks of all disks together may take, twice: see [`TrackerOptions::map_bytes`].
+const ALL_MAPS_BYTES: u64 = 32 << 20;
+
 /// Gives trackers to disks.
 pub trait OpenTrackers: Send + Sync {
-    /// The best tracker that the disk can have, with the marks that an earlier agent left.
-    fn open(&self, disk: &TrackedDisk) -> Opened;
+    /// The best tracker that the disk can have, being one of so many, with the marks that an earlier agent left.
+    fn open(&self, disk: &TrackedDisk, disks: usize) -> Opened;
 
     /// Which disk it is by now: an older tracker is of no use to another one.
     fn identity(&self, disk: &TrackedDisk) -> DiskIdentity {
@@ -39,8 +42,8 @@ pub trait OpenTrackers: Send + Sync {
 }
 
 impl OpenTrackers for TrackerOptions {
-    fn open(&self, disk: &TrackedDisk) -> Opened {
-        tracker::open(disk, self)
+    fn open(&self, disk: &TrackedDisk, disks: usize) -> Opened {
+        tracker::open(disk, &Self { map_bytes: share(self.map_bytes, disks), ..self.clone() })
     }
 
     fn forget(&self, volume: &VolumeId) {
@@ -52,6 +55,11 @@ impl OpenTrackers for TrackerOptions {
     fn kept(&self) -> Vec<VolumeId> {
         tracker::kept_volumes(self)
     }
+}
+
+/// What the marks of one of so many disks may take, twice.
+fn share(map_bytes: u64, disks: usize) -> u64 {
+    map_bytes.min(ALL_MAPS_BYTES / u64::try_from(disks.max(1)).unwrap_or(u64::MAX))
 }
 
 /// Shared by the engines that replicate a machine one after the other.
@@ -163,7 +171,7 @@ impl Machine {
             self.entries().remove(&volume);
             self.trackers.iter().for_each(|trackers| trackers.forget(&volume));
         }
-        disks.iter().map(|disk| self.lease(disk)).collect()
+        disks.iter().map(|disk| self.lease(disk, disks.len())).collect()
     }
 
     /// Volumes may have been replaced while no agent ran: nobody has forgotten them yet.
@@ -183,7 +191,7 @@ impl Machine {
         }
     }
 
-    fn lease(self: &Arc<Self>, source: &DiskSource) -> Lease {
+    fn lease(self: &Arc<Self>, source: &DiskSource, disks: usize) -> Lease {
         let disk =
             TrackedDisk { path: source.path.clone(), volume: source.volume.clone(), size_bytes: source.size_bytes };
         let identity = self.trackers.as_ref().map(|trackers| trackers.identity(&disk)).unwrap_or_default();
@@ -191,7 +199,7 @@ impl Machine {
         let known = self.entries().get(&disk.volume).is_some_and(is_same);
         if !known {
             self.retire(&disk.volume, identity);
-            let tracked = self.open(&disk, identity);
+            let tracked = self.open(&disk, identity, disks);
             self.entries().insert(disk.volume.clone(), tracked);
         }
         let tracker = self.entries().get_mut(&disk.volume).and_then(|tracked| tracked.tracker.take());
@@ -209,9 +217,9 @@ impl Machine {
         }
     }
 
-    fn open(&self, disk: &TrackedDisk, identity: DiskIdentity) -> Tracked {
+    fn open(&self, disk: &TrackedDisk, identity: DiskIdentity, disks: usize) -> Tracked {
         let opened = match &self.trackers {
-            Some(trackers) => trackers.open(disk),
+            Some(trackers) => trackers.open(disk, disks),
             None => {
                 let why = vec!["tracking is turned off".to_owned()];
                 Opened { tracker: None, kind: TrackerKind::Rescan, why }
@@ -269,7 +277,7 @@ mod tests {
     }
 
     impl OpenTrackers for Left {
-        fn open(&self, _disk: &TrackedDisk) -> Opened {
+        fn open(&self, _disk: &TrackedDisk, _disks: usize) -> Opened {
             Opened { tracker: None, kind: TrackerKind::Rescan, why: Vec::new() }
         }
 
@@ -279,6 +287,14 @@ mod tests {
 
         fn kept(&self) -> Vec<VolumeId> {
             self.volumes.clone()
+        }
+    }
+
+    #[test]
+    fn many_disks_share_what_their_marks_may_take() {
+        const MIB: u64 = 1 << 20;
+        for (disks, expected) in [(0, 8 * MIB), (1, 8 * MIB), (4, 8 * MIB), (8, 4 * MIB), (64, MIB / 2)] {
+            assert_eq!(share(8 * MIB, disks), expected, "{disks}");
         }
     }
 

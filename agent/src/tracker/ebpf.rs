@@ -1,7 +1,7 @@
 //! The tracker whose marks are set by eBPF programs.
 //!
 //! Maps and links are pinned: the programs go on marking while no agent runs, and the next agent finds both sets of marks, and
-//! which lineage they cover, as they were left. What was set up for another disk, size or granule is set up anew.
+//! which lineage they cover, as they were left. What was set up for another disk or size is set up anew; granules stay as they are.
 
 use std::{
     collections::HashMap,
@@ -91,7 +91,7 @@ pub(super) fn open(
     let directory = pins::of_volume(options, &disk.volume);
     let mut discarded = None;
     if directory.exists() {
-        match EbpfTracker::reopen(disk, device, geometry, &directory) {
+        match EbpfTracker::reopen(disk, device, &directory) {
             Ok(tracker) => return Ok(OpenedPins { tracker, discarded }),
             Err(unfit) => {
                 discarded = Some(format!("marks that were kept for {} are discarded: {unfit}", disk.path.display()))
@@ -128,7 +128,8 @@ impl EbpfTracker {
         Self::over(disk, device, geometry, objects).map_err(|source| EbpfError::Map { map: "mapped", source })
     }
 
-    fn reopen(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, pins: &Path) -> io::Result<Self> {
+    fn reopen(disk: &TrackedDisk, device: &BlockDevice, pins: &Path) -> io::Result<Self> {
+        let geometry = kept_geometry(disk.size_bytes, pins)?;
         let objects = Objects::open(device, geometry, pins)?;
         let tracker = Self::over(disk, device, geometry, objects)?;
         if tracker.meta.fits(device, geometry) {
@@ -399,6 +400,13 @@ impl Objects {
         }
         Ok(())
     }
+}
+
+/// How a disk of this size was divided when this was pinned.
+fn kept_geometry(size_bytes: u64, pins: &Path) -> io::Result<Geometry> {
+    let page = bpf::open_pin(&pins.join("meta"))?;
+    let meta = Meta::new(SharedWords::map(page.as_fd(), usize::try_from(META_BYTES).unwrap_or(usize::MAX))?);
+    Geometry::of_granules(size_bytes, meta.granule_bytes()).ok_or_else(|| unfit("nobody knows how it was divided"))
 }
 
 /// The programs that a disk needs.

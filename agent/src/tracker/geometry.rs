@@ -32,6 +32,13 @@ impl Geometry {
         Self { size_bytes, granule_shift }
     }
 
+    /// With granules of so many bytes; `None` if there are no such granules.
+    pub(super) fn of_granules(size_bytes: u64, granule_bytes: u64) -> Option<Self> {
+        let granule_shift = granule_bytes.checked_ilog2()?;
+        let is_one = granule_bytes.is_power_of_two() && granule_shift >= SMALLEST_SHIFT;
+        is_one.then_some(Self { size_bytes, granule_shift })
+    }
+
     pub(super) fn size_bytes(self) -> u64 {
         self.size_bytes
     }
@@ -79,6 +86,15 @@ mod tests {
         assert_eq!(granule(0, 8 * MIB), 4096);
         assert_eq!(granule(1 << 40, 0), 256 * MIB);
         assert_eq!(granule(u64::MAX, 0), 1 << 52);
+    }
+
+    #[test]
+    fn granules_are_powers_of_two() {
+        let fitting = Geometry::fitting(1 << 40, 8 * MIB);
+        assert_eq!(Geometry::of_granules(1 << 40, fitting.granule_bytes()), Some(fitting));
+        for granule_bytes in [0, 1, 2048, 4097, 12_288] {
+            assert_eq!(Geometry::of_granules(1 << 40, granule_bytes), None);
+        }
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) const META_BYTES: u32 = 4096;
 pub(super) const LOST_BIOS_OFFSET: i16 = 8 * 8;
 
 const IDENTITY: std::ops::Range<usize> = 1..5;
+const GRANULE: usize = 3;
 const COVERS: usize = 5;
 const LINEAGE: std::ops::Range<usize> = 6..8;
 const LOST: usize = 8;
@@ -57,6 +58,11 @@ impl<M: Deref<Target = [AtomicU64]>> Meta<M> {
     pub(super) fn fits(&self, device: &BlockDevice, geometry: Geometry) -> bool {
         let found = self.words(IDENTITY).iter().map(|word| word.load(Relaxed));
         self.load(0) == VERSION && found.eq(identity(device, geometry))
+    }
+
+    /// The granule of the disk that it was set up for; bytes.
+    pub(super) fn granule_bytes(&self) -> u64 {
+        self.load(GRANULE)
     }
 
     pub(super) fn covers(&self, lineage: &Lineage) -> bool {

@@ -53,7 +53,8 @@ pub struct TrackerOptions {
     pub server: ServerId,
     /// Where bpffs is (or will be) mounted, by default `/sys/fs/bpf`.
     pub bpffs: PathBuf,
-    /// Bytes that the marks of one disk may take; decides the granule.
+    /// Bytes that the marks of one disk may take, twice: those that are set, and those that were collected. Decides the granule of a
+    /// disk that was not tracked before.
     pub map_bytes: u64,
 }
 

@@ -103,7 +103,7 @@ impl FakeDisk {
 pub(super) struct FakeTrackers(pub(super) Vec<Arc<FakeDisk>>);
 
 impl OpenTrackers for FakeTrackers {
-    fn open(&self, disk: &TrackedDisk) -> Opened {
+    fn open(&self, disk: &TrackedDisk, _disks: usize) -> Opened {
         let Some(fake) = self.0.iter().find(|fake| fake.path == disk.path) else {
             return Opened { tracker: None, kind: TrackerKind::Rescan, why: vec!["not one of the fakes".into()] };
         };

@@ -26,7 +26,7 @@ use super::{StepError, run};
 use crate::link::{self, CertificateIdentity};
 use crate::ports::Ports;
 use crate::testing::Fake;
-use crate::{PortError, operations, repo};
+use crate::{operations, repo};
 
 const DISK_BYTES: u64 = 64 << 20;
 
@@ -105,14 +105,6 @@ impl Source {
         };
         source.agent.serial = source.server().internal.certificate_serials[0].clone();
         source
-    }
-
-    async fn stage_in(&self, subnet: &str) {
-        let moved = repo::update_server(&self.ports, &self.id, |server| {
-            server.internal.replication.settings.staging_area_subnet_id = subnet.to_owned();
-            Ok::<_, PortError>(())
-        });
-        moved.await.unwrap();
     }
 
     fn item<T: repo::Aggregate>(&self, id: &str) -> T {
@@ -305,11 +297,6 @@ impl Source {
 
     async fn ledger(&self) -> Vec<LedgerEntry> {
         crate::ledger::entries(&self.ports, &self.id).await.unwrap()
-    }
-
-    /// The security groups in the ledger.
-    async fn group_entries(&self) -> Vec<LedgerEntry> {
-        self.ledger().await.into_iter().filter(|entry| entry.kind == ResourceKind::SecurityGroup).collect()
     }
 
     async fn finalize(&mut self) {

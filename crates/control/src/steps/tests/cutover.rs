@@ -214,7 +214,7 @@ async fn a_copy_that_is_behind_is_waited_for() {
     let state = source.drive("begin-job", source.launch_state(&job)).await.unwrap();
     repo::update_server(&source.ports, &source.id, |server| {
         server.internal.observed.lag_ms = Some(120_000);
-        Ok::<_, PortError>(())
+        Ok::<_, crate::PortError>(())
     })
     .await
     .unwrap();

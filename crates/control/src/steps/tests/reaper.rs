@@ -44,6 +44,20 @@ impl Source {
         self.write(ResourceKind::Volume, token, purpose, resource).await;
     }
 
+    /// Names the staging subnet.
+    pub(super) async fn stage_in(&self, subnet: &str) {
+        let moved = repo::update_server(&self.ports, &self.id, |server| {
+            server.internal.replication.settings.staging_area_subnet_id = subnet.to_owned();
+            Ok::<_, PortError>(())
+        });
+        moved.await.unwrap();
+    }
+
+    /// The security groups in the ledger.
+    pub(super) async fn group_entries(&self) -> Vec<LedgerEntry> {
+        self.ledger().await.into_iter().filter(|entry| entry.kind == ResourceKind::SecurityGroup).collect()
+    }
+
     /// Somebody is about to look for a security group of replication servers, or to make it.
     async fn plan_group(&self, network: &str) {
         let token = format!("group-replication-{network}");

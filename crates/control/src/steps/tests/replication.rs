@@ -135,7 +135,7 @@ async fn only_a_stalled_replication_is_retried() {
     assert!(operations::retry_data_replication(&source.ports, &source.id).await.is_err());
     repo::update_server(&source.ports, &source.id, |server| {
         server.data_replication_info.data_replication_state = DataReplicationState::Stalled;
-        Ok::<_, PortError>(())
+        Ok::<_, crate::PortError>(())
     })
     .await
     .unwrap();
