@@ -21,7 +21,7 @@ use super::{device::BlockDevice, geometry::Geometry};
 use crate::sys::shared::SharedWords;
 
 /// Changed whenever the maps or the programs mean something else: what an older agent left is then set up anew.
-const VERSION: u64 = 0x7265_686f_7374_0001;
+const VERSION: u64 = 0x7265_686f_7374_0002;
 
 /// Bytes of the page; all of it is one value of an array map.
 pub(super) const META_BYTES: u32 = 4096;

@@ -117,7 +117,7 @@ pub(super) async fn set(mgn: &Mgn, set: SetArgs, json: bool) -> Result<()> {
         request.settings = ServerSettings::default();
         answer = own::settings(&mgn.target, &request).await?;
     }
-    let replication = mgn.replication(request.source_server_id.as_str()).await.unwrap_or_default();
+    let replication = mgn.replication(id).await.unwrap_or_default();
     if json {
         let mut settings = json!(answer.settings);
         settings["replicationConfiguration"] = replication;
