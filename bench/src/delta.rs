@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::device::Loop;
 use crate::image::IMAGE_BYTES;
-use crate::measure::{Timed, cpu_seconds};
+use crate::measure::{Timed, cpu_seconds, thread_cpu_seconds};
 use crate::sides;
 
 const BLOCK: u64 = 4096;
@@ -98,7 +98,10 @@ fn measure_one(device: &Path, folder: &Path, epoch: u64, (sender, receiver): (&S
     fs::write(folder.join(format!("go-{epoch}")), "")?;
     wait_for(&folder.join(format!("reached-{epoch}")), &[sender, receiver])?;
     let wall_seconds = started.elapsed().as_secs_f64();
-    let (sent_by, received_by) = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
+    let (sent_by, mut received_by) = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
+    // It has begun before the sender was told.
+    let digests = thread_cpu_seconds(receiver.0.id(), "manifest")?;
+    received_by = (received_by.0 - digests.0, received_by.1 - digests.1);
     let wire_mb = (sent(folder, epoch)? - sent(folder, epoch - 1)?) / 1e6;
     settle(receiver)?;
     let sender_cpu_seconds = sent_by.0 - before.0.0;

@@ -107,7 +107,26 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// User and system time that a running process has used so far, and the user time of it.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    cpu_seconds_of(&PathBuf::from(format!("/proc/{pid}")))
+}
+
+/// The same of the threads of this name that the process has now.
+pub(crate) fn thread_cpu_seconds(pid: u32, name: &str) -> Result<(f64, f64)> {
+    let mut sum = (0.0, 0.0);
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = thread?.path();
+        // A thread may end at any moment, and its time is its process's then.
+        if fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name) {
+            let (all, user) = cpu_seconds_of(&path).unwrap_or_default();
+            sum = (sum.0 + all, sum.1 + user);
+        }
+    }
+    Ok(sum)
+}
+
+/// Of a process or of a thread.
+fn cpu_seconds_of(proc: &Path) -> Result<(f64, f64)> {
+    let stat = fs::read_to_string(proc.join("stat"))?;
     // The command's name may have spaces in it; `utime` and `stime` are the 12th and 13th field after it (proc(5)).
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let seconds = |at: usize| {

@@ -2,17 +2,16 @@
 
 use std::sync::mpsc;
 
+use rehost_direct::Aligned;
+
 /// Bytes of a buffer: one read.
 pub(super) const STEP: usize = 1 << 20;
-/// Direct I/O wants memory, offsets and lengths in multiples of the logical block size, which is at most this.
-pub(super) const ALIGNMENT: u64 = 4096;
 /// Buffers of a session: what the driver reads ahead of the outbox.
 const BUFFERS: usize = 6;
 
-/// Memory of [`STEP`] bytes at an aligned address, and how many of them are in use.
+/// Aligned memory of [`STEP`] bytes, and how many of them are in use.
 pub(super) struct Buffer {
-    memory: Vec<u8>,
-    start: usize,
+    memory: Aligned,
     length: usize,
     /// Kept for what is read while file systems are frozen.
     reserved: bool,
@@ -20,26 +19,17 @@ pub(super) struct Buffer {
 
 impl Buffer {
     pub(super) fn new() -> Self {
-        Self::with(vec![0; STEP + alignment()])
+        Self { memory: Aligned::zeroed(STEP), length: 0, reserved: false }
     }
 
     /// All of its memory is there already: nothing has to be found for it when it is used.
     fn reserved() -> Self {
-        // Zeros would be promised and not given; any other value is written.
-        let mut buffer = Self::with(vec![1; STEP + alignment()]);
-        buffer.reserved = true;
-        buffer
-    }
-
-    fn with(memory: Vec<u8>) -> Self {
-        // The vector never grows, so its memory stays where it is.
-        let start = memory.as_ptr().align_offset(alignment()).min(alignment());
-        Self { memory, start, length: 0, reserved: false }
+        Self { memory: Aligned::resident(STEP), length: 0, reserved: true }
     }
 
     /// All of the memory, to be read into.
     pub(super) fn space(&mut self) -> &mut [u8] {
-        self.memory.get_mut(self.start..self.start + STEP).unwrap_or_default()
+        &mut self.memory
     }
 
     pub(super) fn set_length(&mut self, length: usize) {
@@ -47,12 +37,8 @@ impl Buffer {
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        self.memory.get(self.start..self.start + self.length).unwrap_or_default()
+        self.memory.get(..self.length).unwrap_or_default()
     }
-}
-
-fn alignment() -> usize {
-    usize::try_from(ALIGNMENT).unwrap_or(1)
 }
 
 /// A session's buffers: whoever is done with one puts it back.

@@ -12,8 +12,10 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use rehost_direct::BLOCK;
+
 use super::{
-    buffer::{ALIGNMENT, Buffer, Pool, STEP},
+    buffer::{Buffer, Pool, STEP},
     error::SyncError,
     plan::Run,
     source::{FrozenReader, Source},
@@ -24,7 +26,7 @@ use crate::tracker::ByteRange;
 const RESERVE: usize = 24;
 const THREADS: usize = 8;
 /// The smallest run is one granule.
-const MOST_RUNS: usize = STEP / 4096;
+const MOST_RUNS: usize = STEP / BLOCK;
 
 /// What is left fits into this; bytes.
 pub(super) const MOST_LEFT: u64 = (RESERVE * STEP) as u64;
@@ -174,14 +176,14 @@ impl Job {
         let length = usize::try_from(range.length).unwrap_or(usize::MAX).min(room);
         self.runs.push(Run { offset: range.offset, at: self.filled, length });
         // Only at the disk's end a run is no multiple of a block.
-        self.filled += length.next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1));
+        self.filled += length.next_multiple_of(BLOCK);
         length as u64
     }
 
     fn read(&mut self) -> io::Result<()> {
         let Some(reader) = &self.reader else { return Ok(()) };
         for run in &self.runs {
-            let end = run.at + run.length.next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1));
+            let end = run.at + run.length.next_multiple_of(BLOCK);
             reader.read(run.offset, self.buffer.space().get_mut(run.at..end).unwrap_or_default())?;
         }
         self.buffer.set_length(self.filled);

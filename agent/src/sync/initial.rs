@@ -1,8 +1,9 @@
 //! The first copy of every disk: sequential, from where the replicator says it was interrupted.
 
+use rehost_direct::ALIGNMENT;
 use rehost_model::link::AgentPhase;
 
-use super::{buffer::ALIGNMENT, driver::Driver, error::Halt, outbox::Outgoing};
+use super::{driver::Driver, error::Halt, outbox::Outgoing};
 
 /// A shorter hole is read: telling of it would cost more.
 const SHORTEST_HOLE: u64 = 64 * 1024;

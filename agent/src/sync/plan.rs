@@ -1,7 +1,9 @@
 //! Which reads bring what is pending: neighbours are read together, also over a gap that costs less than a read of its own,
 //! and reads share a buffer until it is full: each hand-over wakes a thread, and sends what is there.
 
-use super::buffer::{ALIGNMENT, STEP};
+use rehost_direct::BLOCK;
+
+use super::buffer::STEP;
 use crate::tracker::ByteRange;
 
 /// A gap up to this is read too: about what a disk reads in the time of one more request.
@@ -99,7 +101,7 @@ impl Chunk {
     /// Where in the buffer the next read begins.
     fn end(&self) -> usize {
         let end = self.reads.last().map_or(0, |read| read.at + within_window(read.range.length));
-        end.next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(1))
+        end.next_multiple_of(BLOCK)
     }
 }
 
@@ -151,7 +153,7 @@ mod tests {
                 for read in &chunk.reads {
                     let (start, end) = (read.range.offset, read.range.end());
                     prop_assert_eq!(start / STEP as u64, (end - 1) / STEP as u64);
-                    prop_assert!(read.at >= filled && (read.at as u64).is_multiple_of(ALIGNMENT));
+                    prop_assert!(read.at >= filled && (read.at as u64).is_multiple_of(rehost_direct::ALIGNMENT));
                     filled = read.at + within_window(read.range.length);
                     prop_assert!(filled <= STEP);
                 }

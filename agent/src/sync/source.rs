@@ -10,6 +10,7 @@ use std::{
     path::Path,
 };
 
+use rehost_direct::{ALIGNMENT, BLOCK};
 use rehost_protocol::DIGEST_CHUNK;
 use rustix::{
     fs::{Advice, OFlags, SeekFrom as SparseSeek, fadvise, seek},
@@ -17,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    buffer::{ALIGNMENT, Buffer, STEP},
+    buffer::{Buffer, STEP},
     config::DiskSource,
     error::SyncError,
     plan::{MOST_READS, Read},
@@ -158,16 +159,15 @@ impl Source {
         while done < length {
             let count = self.read_some(read, done, buffer)?;
             // Only the end of the disk is not aligned: reading on from within a block is not possible.
-            let aligned = usize::try_from(ALIGNMENT).unwrap_or(1);
             let next = done + count;
             if next < length {
                 self.check_size()?;
-                if next / aligned * aligned <= done {
+                if next / BLOCK * BLOCK <= done {
                     let source = io::ErrorKind::UnexpectedEof.into();
                     return Err(self.failed(offset, source));
                 }
             }
-            done = if next < length { next / aligned * aligned } else { length };
+            done = if next < length { next / BLOCK * BLOCK } else { length };
         }
         if !self.direct && !self.has_holes {
             self.forget(offset, length as u64);

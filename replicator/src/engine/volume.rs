@@ -114,10 +114,21 @@ impl Volume {
         }
     }
 
-    /// Reads all of `buffer`.
+    /// Reads all of `buffer`. Holes are not read: each would be pages of zeros in the page cache.
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let read = self.file.read_exact_at(buffer, offset);
-        read.map_err(|error| Refusal::io("reading", &self.path, &error))
+        let end = offset + buffer.len() as u64;
+        let (mut rest, mut at) = (buffer, offset);
+        while !rest.is_empty() {
+            let data = self.next_data(at, end);
+            let hole = self.next_hole(data, end);
+            let (zeros, after) = rest.split_at_mut(index(data - at).min(rest.len()));
+            let (bytes, after) = after.split_at_mut(index(hole - data).min(after.len()));
+            zeros.fill(0);
+            let read = self.file.read_exact_at(bytes, data);
+            read.map_err(|error| Refusal::io("reading", &self.path, &error))?;
+            (rest, at) = (after, hole);
+        }
+        Ok(())
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -134,6 +145,18 @@ impl Volume {
             Err(Errno::NXIO) => end,
             // A file system that knows no holes.
             Err(_) => offset,
+        }
+    }
+
+    /// Where the data at `offset` ends, at `end` at the latest; after it, if any is there.
+    fn next_hole(&self, offset: u64, end: u64) -> u64 {
+        if self.is_device || offset == end {
+            return end;
+        }
+        match seek(&self.file, SparseSeek::Hole(offset)) {
+            Ok(found) if found > offset => found.min(end),
+            // No file system that knows holes, or one was made just now.
+            _ => end,
         }
     }
 
@@ -202,6 +225,10 @@ impl Volume {
         }
         Ok(())
     }
+}
+
+fn index(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
 /// Refuses what would take the last room of a file's file system.
@@ -277,6 +304,22 @@ mod tests {
         assert!(bytes.iter().enumerate().all(|(at, byte)| (*byte == 7) == expected(at)));
         volume.zero(ByteOffset(0), ByteCount(1 << 20)).unwrap();
         assert_eq!(volume.next_data(0, 64 << 20), 64 << 20);
+    }
+
+    #[test]
+    fn what_is_read_is_the_same_whether_it_lies_in_holes_or_not() {
+        let (_directory, volume, _) = volume(1 << 20);
+        let mut expected = vec![0; 1 << 20];
+        for (offset, length) in [(0, 10), (70_000, 5000), (200_000, 66_000), ((1 << 20) - 1, 1)] {
+            volume.write(ByteOffset(offset), &vec![7; length]).unwrap();
+            let start = usize::try_from(offset).unwrap();
+            expected[start..start + length].fill(7);
+        }
+        for (start, end) in [(0, 1 << 20), (5, 100), (100, 60_000), (69_999, 300_001), (1_000_000, 1 << 20)] {
+            let mut found = vec![9; end - start];
+            volume.read(start as u64, &mut found).unwrap();
+            assert!(found == expected[start..end], "from {start} to {end}");
+        }
     }
 
     #[test]

@@ -223,17 +223,20 @@ impl Segment {
         Self { start, chain, sealer: Sealer::new(&own) }
     }
 
-    /// Appends the record that lies at `position` to `out`. One key never sees a position twice, so that no nonce is used
-    /// twice, and a record is good at its own position only.
-    pub(super) fn seal(&self, header: RecordHeader, position: u64, body: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    /// Fills `out`, which is as long, with the record that lies at `position`. One key never sees a position twice, so that
+    /// no nonce is used twice, and a record is good at its own position only.
+    pub(super) fn seal(&self, header: RecordHeader, position: u64, body: &[u8], out: &mut [u8]) -> Option<()> {
         let head = header.to_bytes();
-        out.extend_from_slice(&head);
-        let start = out.len();
-        out.extend_from_slice(body);
-        let sealed = out.get_mut(start..).filter(|_| header.kind != Kind::Segment).unwrap_or_default();
+        let (to_head, rest) = out.split_first_chunk_mut()?;
+        let (to_body, to_tag) = rest.split_last_chunk_mut()?;
+        if to_body.len() != body.len() {
+            return None;
+        }
+        *to_head = head;
+        to_body.copy_from_slice(body);
+        let sealed = if header.kind == Kind::Segment { &mut [] } else { to_body };
         let aad = associated(header, &head, body);
-        let tag = self.sealer.seal(nonce(position), &aad, sealed).ok()?;
-        out.extend_from_slice(&tag);
+        *to_tag = self.sealer.seal(nonce(position), &aad, sealed).ok()?;
         Some(())
     }
 
@@ -311,11 +314,16 @@ mod tests {
     #[test]
     fn a_record_has_these_bytes() {
         let first = Segment::first(&key(), &server(), &header());
-        let mut bytes = Vec::new();
-        first.seal(record(), 4096, b"hello", &mut bytes).unwrap();
+        let mut bytes = [0; 37 + 32];
+        first.seal(record(), 4096, b"hello", &mut bytes[..37]).unwrap();
         let next = first.next(&key(), &[9; 32], 4133);
-        next.seal(RecordHeader { length: 0, kind: Kind::Barrier, slot: Slot(0), offset: 0 }, 8000, &[], &mut bytes)
-            .unwrap();
+        next.seal(
+            RecordHeader { length: 0, kind: Kind::Barrier, slot: Slot(0), offset: 0 },
+            8000,
+            &[],
+            &mut bytes[37..],
+        )
+        .unwrap();
         let expected = concat!(
             "01030000000000051122334455667788",
             "80132ba561980d16fa7da41971039c6cc43e71acf7",
@@ -342,7 +350,7 @@ mod tests {
     fn a_record_is_good_only_where_and_as_it_was_sealed() {
         let (key, server) = (key(), server());
         let segment = Segment::first(&key, &server, &header());
-        let mut bytes = Vec::new();
+        let mut bytes = [0; 37];
         segment.seal(record(), 5000, b"hello", &mut bytes).unwrap();
         let open = |segment: &Segment, header: RecordHeader, position: u64| {
             let mut body = vec![0; 5];

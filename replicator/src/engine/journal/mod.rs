@@ -1,7 +1,7 @@
 //! The journal of a server: changes wait in it for their checkpoint, and then come to the volumes whole or not at all.
 //!
 //! ```text
-//!   blocks ──> tail ── sealed, 256 KiB at a time ──> file ── barrier: fdatasync ──> Ack
+//!   blocks ──> tail ── sealed, 1 MiB at a time ──> file ── barrier: fdatasync ──> Ack
 //!                └──> index: the newest record of every range
 //!   checkpoint:  commit record ─> fdatasync ─> volumes ─> flush ─> sidecars ─> journal emptied ─> Ack
 //! ```
@@ -111,7 +111,7 @@ impl Journal {
         storage.sync()?;
         let first = Segment::first(&key, &place.server, &header);
         let index = Index::new(place.budget.clone());
-        let tail = Tail::new(HEADER_LENGTH);
+        let tail = Tail::new();
         let id = header.id;
         let inner = Inner { key, next_key: None, header, segments: vec![first], members: Vec::new(), index, tail };
         Ok(Self::with(storage, place, id, inner))
@@ -144,9 +144,9 @@ impl Journal {
             segments: found.segments,
             members: found.members,
             index: found.index,
-            tail: Tail::new(found.end),
+            tail: Tail::resume(&*storage, found.end)?,
         };
-        storage.set_length(found.end.max(HEADER_LENGTH))?;
+        storage.set_length(found.end)?;
         inner.begin_segment()?;
         let id = inner.header.id;
         Ok((Self::with(storage, place, id, inner), found.committed))
@@ -383,7 +383,7 @@ impl Journal {
         inner.segments = vec![Segment::first(&inner.key, &self.place.server, &inner.header)];
         inner.members.clear();
         inner.index.clear();
-        inner.tail = Tail::new(HEADER_LENGTH);
+        inner.tail = Tail::new();
         self.synced.store(HEADER_LENGTH, Ordering::Release);
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rehost_direct::{ALIGNMENT, Aligned, BLOCK};
+
 use super::{
     format::{Kind, RECORD_HEADER, RecordHeader, Segment, TAG_LENGTH},
     storage::Storage,
@@ -26,7 +28,10 @@ pub(super) struct Reader<'a> {
     /// Nothing from here on is looked at.
     end: u64,
     ahead: usize,
-    window: Vec<u8>,
+    /// Whole blocks, as direct I/O wants them.
+    window: Aligned,
+    /// Bytes of it that were read, and lie before the end.
+    filled: usize,
     window_start: u64,
     /// Where the record lies whose body this is.
     record: Option<u64>,
@@ -36,7 +41,8 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads what lies before `end`, at least `ahead` bytes at a time.
     pub(super) fn new(storage: &'a dyn Storage, end: u64, ahead: usize) -> Self {
-        Self { storage, end, ahead, window: Vec::new(), window_start: 0, record: None, body: Vec::new() }
+        let window = Aligned::zeroed(0);
+        Self { storage, end, ahead, window, filled: 0, window_start: 0, record: None, body: Vec::new() }
     }
 
     /// The header at a position; whether it is genuine shows when the record is opened.
@@ -116,20 +122,24 @@ impl<'a> Reader<'a> {
         let cut = ReadError::Broken("it is cut off");
         let end = position.checked_add(length as u64).filter(|end| *end <= self.end);
         let Some(end) = end else { return Err(cut) };
-        let inside = position >= self.window_start && end <= self.window_start + self.window.len() as u64;
+        let inside = position >= self.window_start && end <= self.window_start + self.filled as u64;
         if !inside {
             self.fill(position, length.max(self.ahead)).map_err(ReadError::Io)?;
         }
         let from = usize::try_from(position - self.window_start).unwrap_or(usize::MAX);
-        self.window.get(from..from.saturating_add(length)).ok_or(cut)
+        self.window.get(..self.filled).and_then(|read| read.get(from..from.saturating_add(length))).ok_or(cut)
     }
 
     fn fill(&mut self, position: u64, length: usize) -> io::Result<()> {
-        let most = usize::try_from(self.end - position).unwrap_or(usize::MAX);
-        self.window.resize(length.min(most), 0);
-        self.window_start = position;
-        let count = self.storage.read_at(position, &mut self.window)?;
-        self.window.truncate(count);
+        let start = position / ALIGNMENT * ALIGNMENT;
+        let most = usize::try_from(self.end - start).unwrap_or(usize::MAX);
+        let wanted = length.saturating_add(BLOCK).min(most);
+        let blocks = wanted.next_multiple_of(BLOCK);
+        self.window.grow(blocks);
+        self.filled = 0;
+        self.window_start = start;
+        let count = self.storage.read_at(start, self.window.get_mut(..blocks).unwrap_or_default())?;
+        self.filled = count.min(most);
         Ok(())
     }
 }

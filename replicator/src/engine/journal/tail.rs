@@ -1,11 +1,15 @@
 //! The end of a journal, where records are added: collected, sealed and written in large pieces.
+//!
+//! What is written are whole blocks, as direct I/O wants them: zeros stand behind the last record, and its block is written
+//! again with what follows. The records in it do not change by that.
 
 use std::io;
 
+use rehost_direct::{ALIGNMENT, Aligned, BLOCK};
 use rehost_model::{Epoch, VolumeId, replication::Consistency};
 
 use super::{
-    format::{DataKey, Kind, RECORD_OVERHEAD, RecordHeader, Segment, Slot},
+    format::{DataKey, HEADER_LENGTH, Kind, RECORD_OVERHEAD, RecordHeader, Segment, Slot},
     index::{Extent, Index, Source},
     storage::Storage,
 };
@@ -14,13 +18,20 @@ use crate::engine::random_name::{RandomName, random};
 /// Neighbouring blocks are collected into one record of at most this many bytes.
 const MOST_COLLECTED: usize = 256 << 10;
 /// Records are written when there are this many bytes of them.
-const WRITE_AT: usize = 256 << 10;
+const WRITE_AT: u64 = 1 << 20;
+/// For them; more is found where it is needed.
+const ROOM: usize = 2 << 20;
 
 /// Records that are not written yet.
 pub(super) struct Tail {
-    /// Where in the file `sealed` will be.
+    /// Where in the file `memory` lies, a border of blocks.
     base: u64,
-    sealed: Vec<u8>,
+    /// The last block that was written, and records that are not written yet; whole blocks.
+    memory: Aligned,
+    /// Bytes of it that are in use.
+    filled: usize,
+    /// Where the file ends now.
+    written: u64,
     /// Blocks that follow each other on a volume.
     collected: Vec<u8>,
     place: Option<(Slot, u64)>,
@@ -34,19 +45,45 @@ fn unsealable() -> io::Error {
 }
 
 impl Tail {
-    pub(super) fn new(base: u64) -> Self {
-        Self { base, sealed: Vec::new(), collected: Vec::new(), place: None, open: false }
+    /// Behind an empty journal's header.
+    pub(super) fn new() -> Self {
+        Self {
+            base: HEADER_LENGTH,
+            memory: Aligned::zeroed(ROOM),
+            filled: 0,
+            written: HEADER_LENGTH,
+            collected: Vec::new(),
+            place: None,
+            open: false,
+        }
+    }
+
+    /// Goes on at `end`, before which there are records.
+    pub(super) fn resume(storage: &dyn Storage, end: u64) -> io::Result<Self> {
+        let base = end / ALIGNMENT * ALIGNMENT;
+        let filled = usize::try_from(end - base).map_err(io::Error::other)?;
+        let mut tail = Self { base, filled, written: end, ..Self::new() };
+        let there = tail.memory.get_mut(..filled).unwrap_or_default();
+        match storage.read_at(base, there)? == filled {
+            true => Ok(tail),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Where the file ends once everything is written.
     pub(super) fn end(&self) -> u64 {
         let collected = if self.place.is_some() { self.collected.len() + RECORD_OVERHEAD } else { 0 };
-        self.base + (self.sealed.len() + collected) as u64
+        self.position() + collected as u64
     }
 
     /// Where the file ends now.
     pub(super) fn written(&self) -> u64 {
-        self.base
+        self.written
+    }
+
+    /// Where the next record will lie.
+    fn position(&self) -> u64 {
+        self.base + self.filled as u64
     }
 
     pub(super) fn data(
@@ -116,7 +153,7 @@ impl Tail {
     /// Begins a segment after `last`.
     pub(super) fn segment(&mut self, last: &Segment, key: &DataKey) -> io::Result<Segment> {
         let salt = random();
-        let next = last.next(key, &salt, self.base + self.sealed.len() as u64);
+        let next = last.next(key, &salt, self.position());
         self.seal(&next, Kind::Segment, Slot(0), 0, &salt)?;
         Ok(next)
     }
@@ -134,17 +171,24 @@ impl Tail {
     }
 
     pub(super) fn is_due(&self) -> bool {
-        self.sealed.len() >= WRITE_AT
+        self.position() - self.written >= WRITE_AT
     }
 
     /// Writes what is sealed. After an error the tail must not be used any more: what was written is not known, and
     /// another record at the same place would use a nonce twice.
     pub(super) fn write(&mut self, storage: &dyn Storage) -> io::Result<()> {
-        if !self.sealed.is_empty() {
-            storage.write_at(self.base, &self.sealed)?;
-            self.base += self.sealed.len() as u64;
-            self.sealed.clear();
+        let end = self.position();
+        if self.written == end {
+            return Ok(());
         }
+        let blocks = self.memory.get_mut(..self.filled.next_multiple_of(BLOCK)).unwrap_or_default();
+        blocks.get_mut(self.filled..).unwrap_or_default().fill(0);
+        storage.write_at(self.base, blocks)?;
+        self.written = end;
+        let whole = self.filled / BLOCK * BLOCK;
+        self.memory.copy_within(whole..self.filled, 0);
+        self.base += whole as u64;
+        self.filled -= whole;
         Ok(())
     }
 
@@ -155,10 +199,14 @@ impl Tail {
 
     /// Says where the record will lie.
     fn seal(&mut self, segment: &Segment, kind: Kind, slot: Slot, offset: u64, body: &[u8]) -> io::Result<u64> {
-        let position = self.base + self.sealed.len() as u64;
+        let position = self.position();
         let length = u32::try_from(body.len()).map_err(|_| unsealable())?;
         let header = RecordHeader { kind, slot, length, offset };
-        segment.seal(header, position, body, &mut self.sealed).ok_or_else(unsealable)?;
+        let end = self.filled + RECORD_OVERHEAD + body.len();
+        self.memory.grow(end.next_multiple_of(BLOCK));
+        let record = self.memory.get_mut(self.filled..end).ok_or_else(unsealable)?;
+        segment.seal(header, position, body, record).ok_or_else(unsealable)?;
+        self.filled = end;
         Ok(position)
     }
 }
