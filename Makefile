@@ -19,7 +19,7 @@ STARTED := --workspace --exclude rehost-aws --exclude rehost-ec2 --exclude rehos
 EVERYTHING := --workspace --features rehost-tests/aws,rehost-functions/lambda
 PRODUCT := -p rehost -p rehost-agent -p rehost-replicator -p rehost-converter
 
-.PHONY: help build demo aws-demo test faults bench check-infra deploy fmt lint clean
+.PHONY: help build demo aws-demo test test-guest faults bench check-infra deploy fmt lint clean
 
 help: ## Shows this
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -58,6 +58,11 @@ test: ## Unit, property, contract, fault and end-to-end tests; the AWS region's 
 	else \
 	  cargo test $(FAULTS) -- --test-threads=8; \
 	fi
+
+test-guest: ## The tests on whole Debian servers, with another release of Debian in them, for its kernel (SUITE=bullseye)
+	scripts/install-deps build test
+	cargo build $(STARTED)
+	REHOST_TEST_SUITE='$(or $(SUITE),bullseye)' cargo nextest run -p rehost-tests -E 'binary(live_nvme) or binary(live_vm)'
 
 faults: ## Kills and cuts what replicates, and checks the volumes (ROW=name RUNS=n SEED=s; PLANTED=1 plants each row's bugs)
 	scripts/install-deps build test

@@ -81,11 +81,15 @@ impl SmallLinux {
 #[derive(Debug, Clone)]
 pub struct DebianServer {
     controller: Controller,
+    suite: Option<String>,
 }
+
+/// Names the release of Debian, such as `bullseye`, for whoever tries others than this machine's own.
+pub const SUITE_VARIABLE: &str = "REHOST_TEST_SUITE";
 
 impl Default for DebianServer {
     fn default() -> Self {
-        Self { controller: Controller::Ahci }
+        Self { controller: Controller::Ahci, suite: std::env::var(SUITE_VARIABLE).ok() }
     }
 }
 
@@ -93,7 +97,7 @@ impl DebianServer {
     /// With this controller's driver alone in its initramfs: AHCI or pvscsi.
     #[must_use]
     pub fn controller(self, controller: Controller) -> Self {
-        Self { controller }
+        Self { controller, ..self }
     }
 
     /// Writes the disk to `out` and gives the key that opens its ssh.
@@ -101,7 +105,11 @@ impl DebianServer {
     /// # Errors
     /// When a tool is missing or the bootstrap fails: with the end of its log.
     pub fn build(&self, out: &Path) -> Result<Key> {
-        run(script("debian-server").args(["--controller", controller_name(self.controller)?]).arg(out))?;
+        let mut script = script("debian-server");
+        if let Some(suite) = &self.suite {
+            script.args(["--suite", suite]);
+        }
+        run(script.args(["--controller", controller_name(self.controller)?]).arg(out))?;
         let mut folder = out.as_os_str().to_owned();
         folder.push(".ssh");
         Ok(Key::in_folder(Path::new(&folder)))

@@ -240,7 +240,8 @@ impl EbpfTracker {
             }
             return;
         }
-        self.noted.retain(|(key, _), _| !keys.contains(key));
+        // What cannot be taken, before 5.14, goes on ageing.
+        self.noted.retain(|(key, _), _| !taken.iter().any(|(gone, _)| gone == key));
     }
 
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
