@@ -98,9 +98,9 @@ fn measure_one(device: &Path, folder: &Path, epoch: u64, (sender, receiver): (&S
     fs::write(folder.join(format!("go-{epoch}")), "")?;
     wait_for(&folder.join(format!("reached-{epoch}")), &[sender, receiver])?;
     let wall_seconds = started.elapsed().as_secs_f64();
-    let (sent_by, mut received_by) = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
-    // It has begun before the sender was told.
+    // It has begun before the sender was told. Asked first: what it takes meanwhile counts.
     let digests = thread_cpu_seconds(receiver.0.id(), "manifest")?;
+    let (sent_by, mut received_by) = (sender.cpu_seconds()?, receiver.cpu_seconds()?);
     received_by = (received_by.0 - digests.0, received_by.1 - digests.1);
     let wire_mb = (sent(folder, epoch)? - sent(folder, epoch - 1)?) / 1e6;
     settle(receiver)?;

@@ -22,6 +22,7 @@ const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const RAW_TRACEPOINT_OPEN: libc::c_int = 17;
 const MAP_LOOKUP_AND_DELETE: libc::c_int = 21;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
+const MAP_LOOKUP_AND_DELETE_BATCH: libc::c_int = 25;
 
 const PROG_TYPE_TRACING: u32 = 26;
 const ATTACH_TYPE_TRACE_RAW_TP: u32 = 23;
@@ -116,6 +117,21 @@ pub(crate) struct Place {
 /// # Errors
 /// It is not such a table.
 pub(crate) fn places(map: BorrowedFd<'_>) -> io::Result<Vec<(u64, Place)>> {
+    let mut found = Vec::new();
+    batches(map, MAP_LOOKUP_BATCH, &mut found)?;
+    Ok(found)
+}
+
+/// Moves what a hash table from addresses to places holds to `taken`: each entry is what it was when it was removed. What is
+/// put in meanwhile may stay.
+///
+/// # Errors
+/// It is not such a table; what was removed is in `taken` all the same.
+pub(crate) fn take_places(map: BorrowedFd<'_>, taken: &mut Vec<(u64, Place)>) -> io::Result<()> {
+    batches(map, MAP_LOOKUP_AND_DELETE_BATCH, taken)
+}
+
+fn batches(map: BorrowedFd<'_>, command: libc::c_int, found: &mut Vec<(u64, Place)>) -> io::Result<()> {
     const BATCH: usize = 1024;
     #[repr(C)]
     struct Attributes {
@@ -127,9 +143,9 @@ pub(crate) fn places(map: BorrowedFd<'_>) -> io::Result<Vec<(u64, Place)>> {
         map: RawFd,
         flags: [u64; 2],
     }
-    let mut found = Vec::new();
     // Where the table goes on: the kernel's business.
     let (mut cursor, mut is_first) = (0_u32, true);
+    let mut retries = 1000;
     loop {
         let (mut keys, mut values) = ([0_u64; BATCH], [Place::default(); BATCH]);
         let from = if is_first { 0 } else { address(&raw const cursor) };
@@ -142,16 +158,18 @@ pub(crate) fn places(map: BorrowedFd<'_>) -> io::Result<Vec<(u64, Place)>> {
             map: map.as_raw_fd(),
             flags: [0; 2],
         };
-        // SAFETY: keys and values have room for as many entries as `count` says, of the sizes that `places` is called for;
+        // SAFETY: keys and values have room for as many entries as `count` says, of the sizes that this is called for;
         // the cursor has the four bytes that a hash table's has.
-        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attributes) };
-        let is_last = result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if !is_last {
-            result?;
+        let result = unsafe { bpf(command, &mut attributes) };
+        let kind = result.as_ref().err().map(io::Error::kind);
+        if matches!(kind, None | Some(io::ErrorKind::NotFound | io::ErrorKind::ResourceBusy)) {
+            found.extend(keys.into_iter().zip(values).take(attributes.count as usize));
         }
-        found.extend(keys.into_iter().zip(values).take(attributes.count as usize));
-        if is_last {
-            return Ok(found);
+        match kind {
+            Some(io::ErrorKind::NotFound) => return Ok(()),
+            // Somebody else has that part of the table at this moment; it goes on from there.
+            Some(io::ErrorKind::ResourceBusy) if retries > 0 => retries -= 1,
+            _ => drop(result?),
         }
         is_first = false;
     }

@@ -22,7 +22,7 @@ use super::{
     meta::{META_BYTES, Meta},
     mounts::BPFFS,
     pins,
-    program::{COMPLETE, Hook, KernelLayout, Maps, SECTOR_SHIFT, Target},
+    program::{Hook, KernelLayout, Maps, SECTOR_SHIFT, Target},
 };
 use crate::sys::{
     bpf::{self, LoadError, MapKind, MapShape, Place},
@@ -65,6 +65,8 @@ pub(super) struct EbpfTracker {
     attached: Vec<Attached>,
     /// The map of writes that are noted.
     notes: OwnedFd,
+    /// That of places that were discarded, where a request may discard many.
+    discarded: OwnedFd,
     /// Some of a discard's places are known by their notes alone.
     notes_only: bool,
     /// Those that the last collection found, and since when they are there.
@@ -141,7 +143,7 @@ impl EbpfTracker {
 
     fn over(disk: &TrackedDisk, device: &BlockDevice, geometry: Geometry, objects: Objects) -> io::Result<Self> {
         let Objects { maps, attached } = objects;
-        let [live, coarse, pending, meta, notes] = maps;
+        let [live, coarse, pending, meta, notes, discarded] = maps;
         let map = |map: OwnedFd, entries: u32| {
             let bytes = usize::try_from(entries).unwrap_or(usize::MAX).saturating_mul(1 << ENTRY_SHIFT);
             SharedWords::map(map.as_fd(), bytes)
@@ -149,12 +151,14 @@ impl EbpfTracker {
         let (fine, rough) = (geometry.fine_entries(), geometry.coarse_entries());
         let marks = Marks::new(geometry, map(live, fine)?, map(coarse, rough)?, map(pending, fine)?);
         bpf::places(notes.as_fd())?;
+        bpf::places(discarded.as_fd())?;
         let (disk, meta) = (disk.path.display().to_string(), Meta::new(map(meta, 1)?));
         let mut notes_only = false;
         for attached in &attached {
             notes_only |= bpf::program_name(attached.program.as_fd())? == FIRST_PLACE_ONLY;
         }
-        Ok(Self { disk, device: device.clone(), marks, meta, attached, notes, notes_only, noted: HashMap::new() })
+        let (device, noted) = (device.clone(), HashMap::new());
+        Ok(Self { disk, device, marks, meta, attached, notes, discarded, notes_only, noted })
     }
 
     /// Fails if an event may have passed unseen since this was asked last.
@@ -196,14 +200,6 @@ impl EbpfTracker {
         for note in self.notes()? {
             let (key, place) = note;
             self.marks.collect_range(range_of(place), pass);
-            // Before 5.14 it stays like one that may be under way: taken away in two steps, it might be a later one.
-            if is_complete(place)
-                && let Ok(taken) = bpf::take_place(self.notes.as_fd(), key)
-            {
-                // One that is under way at this address by now will be noted again when it is complete.
-                self.marks.collect_range(range_of(taken), pass);
-                continue;
-            }
             let since = *self.noted.get(&note).unwrap_or(&now);
             if since.elapsed() > LONGEST_WRITE {
                 // It may be complete by now.
@@ -221,6 +217,25 @@ impl EbpfTracker {
             self.forget_unseen(&old, pass);
         }
         Ok(())
+    }
+
+    /// Makes pending what was discarded.
+    fn collect_discarded(&mut self, pass: Pass) -> Result<(), MarksLost> {
+        if !self.device.discards_many() {
+            return Ok(());
+        }
+        if self.discarded()?.is_empty() {
+            return Ok(());
+        }
+        // An agent that is killed in between owes what it took.
+        self.meta.set_taking(true);
+        let mut taken = Vec::new();
+        let result = bpf::take_places(self.discarded.as_fd(), &mut taken);
+        for (_, place) in taken {
+            self.marks.collect_range(range_of(place), pass);
+        }
+        self.meta.set_taking(false);
+        result.map_err(|error| self.lost(format!("what was discarded cannot be taken: {error}")))
     }
 
     /// Forgets the notes under these addresses, of which an idle disk has nothing left to do.
@@ -247,6 +262,11 @@ impl EbpfTracker {
     fn notes(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
         bpf::places(self.notes.as_fd())
             .map_err(|error| self.lost(format!("what is being written cannot be read: {error}")))
+    }
+
+    fn discarded(&self) -> Result<Vec<(u64, Place)>, MarksLost> {
+        bpf::places(self.discarded.as_fd())
+            .map_err(|error| self.lost(format!("what was discarded cannot be read: {error}")))
     }
 
     fn lost(&self, reason: String) -> MarksLost {
@@ -279,6 +299,7 @@ impl DiskTracker for EbpfTracker {
     fn collect(&mut self, pass: Pass) -> Result<(), MarksLost> {
         self.marks.collect(pass);
         self.collect_notes(pass)?;
+        self.collect_discarded(pass)?;
         self.check()
     }
 
@@ -292,17 +313,14 @@ impl DiskTracker for EbpfTracker {
 
     fn is_quiet(&mut self) -> Result<bool, MarksLost> {
         self.check()?;
-        // What is complete, and neither noted nor marked yet, nobody has been told of.
-        Ok(self.notes()?.is_empty() && self.marks.is_quiet())
+        // What is complete, and neither noted nor marked yet, nobody has been told of. In this order: what was discarded is there
+        // before its note goes.
+        Ok(self.notes()?.is_empty() && self.discarded()?.is_empty() && self.marks.is_quiet())
     }
 
     fn backlog_bytes(&self) -> u64 {
-        let complete = || {
-            let places = self.notes().unwrap_or_default().into_iter().map(|(_, place)| place);
-            places.filter(|place| is_complete(*place)).map(|place| range_of(place).length).sum::<u64>()
-        };
-        self.marks.backlog_bytes()
-            + if self.device.has_requests && self.device.discards_many() { complete() } else { 0 }
+        let discarded = if self.device.discards_many() { self.discarded().unwrap_or_default() } else { Vec::new() };
+        self.marks.backlog_bytes() + discarded.iter().map(|(_, place)| range_of(*place).length).sum::<u64>()
     }
 }
 
@@ -346,7 +364,7 @@ struct Objects {
     attached: Vec<Attached>,
 }
 
-const MAP_NAMES: [&str; 5] = ["live", "coarse", "pending", "meta", "notes"];
+const MAP_NAMES: [&str; 6] = ["live", "coarse", "pending", "meta", "notes", "discards"];
 
 impl Objects {
     /// Makes the maps and attaches the programs.
@@ -421,8 +439,8 @@ fn hooks(device: &BlockDevice) -> &'static [Hook] {
 
 /// What the programs write to.
 fn written(maps: &[OwnedFd; MAP_NAMES.len()]) -> Maps<'_> {
-    let [live, coarse, _, meta, notes] = maps.each_ref().map(OwnedFd::as_fd);
-    Maps { live, coarse, meta, notes }
+    let [live, coarse, _, meta, notes, discarded] = maps.each_ref().map(OwnedFd::as_fd);
+    Maps { live, coarse, meta, notes, discarded }
 }
 
 /// What the programs look for.
@@ -432,18 +450,20 @@ fn target(device: &BlockDevice, geometry: Geometry) -> Target {
 }
 
 fn create_maps(device: &BlockDevice, geometry: Geometry) -> Result<[OwnedFd; MAP_NAMES.len()], EbpfError> {
-    let [live, coarse, pending, meta, notes] = shapes(device, geometry);
+    let [live, coarse, pending, meta, notes, discarded] = shapes(device, geometry);
     let make = |name, shape| bpf::create_map(&format!("rehost_{name}"), shape);
     let make = |map, shape| make(map, shape).map_err(|source| EbpfError::Map { map, source });
-    let [n0, n1, n2, n3, n4] = MAP_NAMES;
-    Ok([make(n0, live)?, make(n1, coarse)?, make(n2, pending)?, make(n3, meta)?, make(n4, notes)?])
+    let [n0, n1, n2, n3, n4, n5] = MAP_NAMES;
+    let [live, coarse, pending] = [make(n0, live)?, make(n1, coarse)?, make(n2, pending)?];
+    Ok([live, coarse, pending, make(n3, meta)?, make(n4, notes)?, make(n5, discarded)?])
 }
 
 fn shapes(device: &BlockDevice, geometry: Geometry) -> [MapShape; MAP_NAMES.len()] {
     let array = |entries| MapShape { kind: MapKind::SharedArray, key: 4, value: 1 << ENTRY_SHIFT, entries };
     let (fine, coarse) = (array(geometry.fine_entries()), array(geometry.coarse_entries()));
-    let notes = MapShape { kind: MapKind::Hash, key: 8, value: 16, entries: most_notes(device) };
-    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes]
+    let table = |entries| MapShape { kind: MapKind::Hash, key: 8, value: 16, entries };
+    let (notes, discarded) = (table(most_notes(device)), table(most_discarded(device)));
+    [fine, coarse, fine, MapShape { value: META_BYTES, ..array(1) }, notes, discarded]
 }
 
 /// Writes that can be noted at once. A bio that cannot be noted is lost, and writeback has many on their way; a request is
@@ -454,6 +474,11 @@ fn most_notes(device: &BlockDevice) -> u32 {
         (true, true) => 32_768,
         (false, _) => 131_072,
     }
+}
+
+/// Places that can wait to be collected. While there is no room, they stay noted.
+fn most_discarded(device: &BlockDevice) -> u32 {
+    if device.has_requests && device.discards_many() { most_notes(device) } else { 1 }
 }
 
 /// What was on its way when the programs were attached was not noted, and its completion marks nothing: it has to be over
@@ -471,12 +496,8 @@ fn raise_locked_memory() {
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
-fn is_complete(place: Place) -> bool {
-    place.sectors & COMPLETE != 0
-}
-
 fn range_of(place: Place) -> ByteRange {
-    ByteRange { offset: place.first_sector << SECTOR_SHIFT, length: (place.sectors & !COMPLETE) << SECTOR_SHIFT }
+    ByteRange { offset: place.first_sector << SECTOR_SHIFT, length: place.sectors << SECTOR_SHIFT }
 }
 
 fn unfit(reason: &str) -> io::Error {

@@ -1,11 +1,12 @@
 //! What a tracker remembers beside the marks: one page, pinned like them.
 //!
 //! ```text
-//!   word  0        1       2     3        4         5       6, 7     8     9          16 …
-//!         version  device  size  granule  sequence  covers  lineage  lost  lost,seen  misses of each program
+//!   word  0        1       2     3        4         5       6, 7     8     9          10      16 …
+//!         version  device  size  granule  sequence  covers  lineage  lost  lost,seen  taking  misses of each program
 //! ```
 //! The version is written last and says that the tracker was set up whole; `covers` is cleared before the lineage changes and
-//! set after. The programs write nothing but `lost`.
+//! set after. While `taking` is set, some of what changed is known to one agent alone: found set, the marks cover nothing. The
+//! programs write nothing but `lost`.
 
 use std::{
     ops::Deref,
@@ -21,7 +22,7 @@ use super::{device::BlockDevice, geometry::Geometry};
 use crate::sys::shared::SharedWords;
 
 /// Changed whenever the maps or the programs mean something else: what an older agent left is then set up anew.
-const VERSION: u64 = 0x7265_686f_7374_0002;
+const VERSION: u64 = 0x7265_686f_7374_0003;
 
 /// Bytes of the page; all of it is one value of an array map.
 pub(super) const META_BYTES: u32 = 4096;
@@ -35,6 +36,7 @@ const COVERS: usize = 5;
 const LINEAGE: std::ops::Range<usize> = 6..8;
 const LOST: usize = 8;
 const LOST_SEEN: usize = 9;
+const TAKING: usize = 10;
 const MISSES: usize = 16;
 
 /// The page, in memory `M`.
@@ -67,7 +69,7 @@ impl<M: Deref<Target = [AtomicU64]>> Meta<M> {
 
     pub(super) fn covers(&self, lineage: &Lineage) -> bool {
         let found = self.words(LINEAGE).iter().map(|word| word.load(Relaxed));
-        self.load(COVERS) == 1 && found.eq(halves(lineage))
+        self.load(COVERS) == 1 && self.load(TAKING) == 0 && found.eq(halves(lineage))
     }
 
     pub(super) fn cover(&self, lineage: &Lineage) {
@@ -75,7 +77,13 @@ impl<M: Deref<Target = [AtomicU64]>> Meta<M> {
         for (word, value) in self.words(LINEAGE).iter().zip(halves(lineage)) {
             word.store(value, Relaxed);
         }
+        self.store(TAKING, 0);
         self.store(COVERS, 1);
+    }
+
+    /// Whether some of what changed is about to be known to this agent alone.
+    pub(super) fn set_taking(&self, taking: bool) {
+        self.store(TAKING, taking.into());
     }
 
     pub(super) fn uncover(&self) {
@@ -162,5 +170,18 @@ mod tests {
         assert!(page.covers(&other) && !page.covers(&one));
         page.uncover();
         assert!(!page.covers(&other));
+    }
+
+    #[test]
+    fn what_an_agent_took_and_did_not_mark_is_not_covered_until_all_is_compared() {
+        let (page, lineage) = (page(), Lineage([1; 16]));
+        page.cover(&lineage);
+        page.set_taking(true);
+        assert!(!page.covers(&lineage));
+        page.set_taking(false);
+        assert!(page.covers(&lineage));
+        page.set_taking(true);
+        page.cover(&lineage);
+        assert!(page.covers(&lineage));
     }
 }

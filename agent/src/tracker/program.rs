@@ -9,8 +9,8 @@
 //! ```
 //! `issue` and `request` are all that a disk with a request queue needs, with one exception: where the disk takes discards of
 //! many ranges at once, a request says only the first, and its bios say all of them. There `queue` follows discards, and `request`
-//! notes of every bio of a discard that it is [`COMPLETE`], instead of marking it: so many places byte by byte are more than a
-//! program may mark. Such a note is collected like a mark; it stays until then, or until its address is used again. Disks without
+//! moves the place of every bio of a discard to another table, of what was discarded, instead of marking it: so many places byte by
+//! byte are more than a program may mark. It is collected like a mark; it stays until then, or until its address is used again. Disks without
 //! a request queue (device-mapper, md, zram, heads of multipath) are tracked by `queue` and `done` alone. A bio is followed by its
 //! address, since its device and place are changed on its way: a driver may hand the very same bio on to another disk.
 //!
@@ -41,9 +41,6 @@ use crate::sys::bpf::Instruction;
 
 /// A request of at most this many granules is marked granule by granule. One that is not aligned touches one more.
 const MOST_FINE: i32 = (1 << COARSE_SHIFT) + 1;
-
-/// In the number of sectors of a note: this discard is complete. No bio has so many sectors.
-pub(super) const COMPLETE: u64 = 1 << 63;
 
 /// No request is larger: its length in bytes has 32 bits.
 const MOST_BYTES: u64 = 1 << 32;
@@ -102,6 +99,8 @@ pub(super) struct Maps<'a> {
     pub(super) meta: BorrowedFd<'a>,
     /// From the address of a request or bio that is being written to its first sector and its length in sectors.
     pub(super) notes: BorrowedFd<'a>,
+    /// The same of the bios of discards that are complete.
+    pub(super) discarded: BorrowedFd<'a>,
 }
 
 /// What programs must know of the running kernel.
@@ -237,7 +236,7 @@ impl Program<'_> {
         self.prepare_note();
         // The completion of an earlier request at this address was not seen: that one is marked.
         let fresh = self.code.label();
-        self.look_up_note(fresh);
+        self.look_up(self.maps.notes, fresh);
         self.note();
         self.mark();
         self.code.bind(fresh);
@@ -266,27 +265,33 @@ impl Program<'_> {
         self.mark();
     }
 
-    /// Notes that every bio of the request in `R8` is complete.
+    /// Moves what is noted of every bio of the request in `R8` to what was discarded.
     fn note_discarded(&mut self) {
-        let [done, round, next, other, free] = [(); 5].map(|()| self.code.label());
+        let [done, round, next, other, free, there] = [(); 6].map(|()| self.code.label());
         self.code.load(R8, R8, self.layout.request_bio).compute(R9, Set, 0);
         // The verifier takes two ways through a round for one if the stack looks the same after both.
         self.code.store(Frame, KEY, R9);
         self.code.bind(round).jump_if(R8, Equal, 0, done);
         self.code.load(R6, R8, self.layout.bio_sector).load(R7, R8, self.layout.bio_bytes);
         self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, next);
-        self.code.set_wide(R1, COMPLETE).compute(R7, Add, R1);
         self.prepare_note();
-        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
+        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.discarded).call(Helper::Lookup);
         self.code.jump_if(R0, Equal, 0, free).load(R2, R0, PLACE_SECTORS).load(R3, R0, PLACE_FIRST);
         // Another copy of this program was here.
-        self.code.jump_if(R3, Differs, R6, other).jump_if(R2, Equal, R7, next);
+        self.code.jump_if(R3, Differs, R6, other).jump_if(R2, Equal, R7, there);
         // A bio that was split off is not seen before it is complete. If one lies there that was not collected, that one is lost.
-        self.code.bind(other).compute(R2, ShiftRight, 63).jump_if(R2, Equal, 0, free);
+        self.code.bind(other);
         self.count_lost();
         self.code.bind(free);
-        self.note();
-        self.count_if_not_noted();
+        self.put(self.maps.discarded);
+        self.code.jump_if(R0, Equal, 0, there);
+        // No room: its note stays until it is too old for a write; without one it is lost.
+        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
+        self.code.jump_if(R0, Differs, 0, next);
+        self.count_lost();
+        // Last: what is in neither table would be nowhere.
+        self.code.bind(there);
+        self.forget_note(ADDRESS);
         self.code.bind(next).load(R8, R8, self.layout.bio_next).compute(R9, Add, 1);
         self.code.jump_if(R9, Less, i32::from(self.target.most_discards), round).jump_if(R8, Equal, 0, done);
         self.count_lost();
@@ -301,12 +306,22 @@ impl Program<'_> {
         self.code.load(R6, R8, self.layout.bio_sector).load(R7, R8, self.layout.bio_bytes);
         self.code.compute(R7, ShiftRight, shift(SECTOR_SHIFT)).jump_if(R7, Equal, 0, end);
         self.prepare_note();
-        // Either the place of an earlier bio at this address, whose completion was not seen, or that of this one is marked.
-        let fresh = self.code.label();
-        self.look_up_note(fresh);
-        self.code.bind(fresh);
+        // Either the place of an earlier bio at this address, which was not collected or whose completion was not seen, or
+        // that of this one is marked.
+        let [noted, known] = [(); 2].map(|()| self.code.label());
+        if self.target.only_discards {
+            self.look_up(self.maps.discarded, noted);
+            self.code.jump(known);
+        }
+        self.code.bind(noted);
+        self.look_up(self.maps.notes, known);
+        self.code.bind(known);
         self.note();
         self.count_if_not_noted();
+        if self.target.only_discards {
+            // Not before there is the note: until the earlier place is marked, nobody must find the disk quiet.
+            self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.discarded).call(Helper::Delete);
+        }
         self.mark();
     }
 
@@ -315,7 +330,7 @@ impl Program<'_> {
         self.code.load(R8, R1, self.layout.bio_done.subject);
         self.leave_unless_followed();
         self.code.store(Frame, ADDRESS, R8);
-        self.look_up_note(end);
+        self.look_up(self.maps.notes, end);
         self.forget_note(ADDRESS);
         self.mark();
     }
@@ -348,12 +363,10 @@ impl Program<'_> {
         self.code.store(Frame, ADDRESS, R8).store(Frame, FIRST_SECTOR, R6).store(Frame, SECTORS, R7);
     }
 
-    /// Loads the place that is noted under `ADDRESS`; jumps if there is none.
-    fn look_up_note(&mut self, if_none: Label) {
-        self.code.address_of(R2, ADDRESS).set_map(R1, self.maps.notes).call(Helper::Lookup);
+    /// Loads the place that a table has under `ADDRESS`; jumps if there is none.
+    fn look_up(&mut self, table: BorrowedFd<'_>, if_none: Label) {
+        self.code.address_of(R2, ADDRESS).set_map(R1, table).call(Helper::Lookup);
         self.code.jump_if(R0, Equal, 0, if_none).load(R6, R0, PLACE_FIRST).load(R7, R0, PLACE_SECTORS);
-        // It may be complete.
-        self.code.truncate(R7);
     }
 
     /// Forgets the note under the address that is kept there.
@@ -363,8 +376,13 @@ impl Program<'_> {
 
     /// Notes the place that is prepared under the prepared address. `R0` is 0 if that succeeded.
     fn note(&mut self) {
+        self.put(self.maps.notes);
+    }
+
+    /// The same in another table.
+    fn put(&mut self, table: BorrowedFd<'_>) {
         self.code.address_of(R2, ADDRESS).address_of(R3, FIRST_SECTOR).compute(R4, Set, 0);
-        self.code.set_map(R1, self.maps.notes).call(Helper::Update);
+        self.code.set_map(R1, table).call(Helper::Update);
     }
 
     /// Counts a bio that could not be noted (`R0`) as lost: nothing else marks it.

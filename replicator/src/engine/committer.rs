@@ -356,6 +356,8 @@ impl Volumes for Written<'_> {
 
 /// After a failed flush: which of the writes were lost is unknown, and a second flush would not say; everything is sent again.
 fn distrust(state: &mut Record) {
+    let volume = &state.assignment.volume;
+    tracing::error!(%volume, "what was written directly could not be flushed: all of it is sent again");
     state.durable.begin_anew();
     state.durable.synced_bytes = 0;
     if let Err(refusal) = state.save() {

@@ -124,11 +124,19 @@ impl Volume {
             let (zeros, after) = rest.split_at_mut(index(data - at).min(rest.len()));
             let (bytes, after) = after.split_at_mut(index(hole - data).min(after.len()));
             zeros.fill(0);
-            let read = self.file.read_exact_at(bytes, data);
+            let read = self.file.read_exact_at(bytes, data).and_then(|()| self.check_end(data, end));
             read.map_err(|error| Refusal::io("reading", &self.path, &error))?;
             (rest, at) = (after, hole);
         }
         Ok(())
+    }
+
+    /// Beyond the end of a file that was cut off meanwhile there is no data either.
+    fn check_end(&self, data: u64, end: u64) -> io::Result<()> {
+        match data == end && self.file.metadata()?.len() < end {
+            true => Err(io::ErrorKind::UnexpectedEof.into()),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -315,11 +323,15 @@ mod tests {
             let start = usize::try_from(offset).unwrap();
             expected[start..start + length].fill(7);
         }
-        for (start, end) in [(0, 1 << 20), (5, 100), (100, 60_000), (69_999, 300_001), (1_000_000, 1 << 20)] {
+        let ranges = [(0, 1 << 20), (5, 100), (100, 60_000), (69_999, 300_001), (1_000_000, 1 << 20)];
+        for (start, end) in ranges {
             let mut found = vec![9; end - start];
             volume.read(start as u64, &mut found).unwrap();
             assert!(found == expected[start..end], "from {start} to {end}");
         }
+        volume.file.set_len(300_000).unwrap();
+        volume.read(200_000, &mut [0; 100_000]).unwrap();
+        assert_eq!(volume.read(200_000, &mut [0; 100_001]).unwrap_err().code, ErrorCode::Io);
     }
 
     #[test]

@@ -188,6 +188,25 @@ fn live_no_number_of_discards_is_too_many() {
     assert!(tracker.is_quiet().unwrap());
 }
 
+/// Where there is no room for what was discarded, its note stays.
+#[test]
+fn live_a_discard_that_finds_no_room_is_not_lost() {
+    let Some((scratch, mut tracker)) = bench_of_many_discards() else { return };
+    for address in 1..=u64::from(most_discarded(&tracker.device)) {
+        bpf::put_place(tracker.discarded.as_fd(), address, Place { first_sector: 0, sectors: 8 }).unwrap();
+    }
+    scratch.discard(MIB, 64 * KIB, &[]);
+    assert_eq!(tracker.notes().unwrap().len(), 1);
+    let expected = [(0, 4 * KIB), (MIB, 64 * KIB)];
+    tracker.collect(Pass::FIRST).unwrap();
+    assert_eq!(places(&tracker.pending()), expected);
+    assert!(tracker.discarded().unwrap().is_empty() && !tracker.is_quiet().unwrap());
+    age(&mut tracker, 2 * LONGEST_WRITE);
+    tracker.collect(Pass::FIRST).unwrap();
+    assert_eq!(places(&tracker.pending()), expected);
+    assert!(tracker.is_quiet().unwrap());
+}
+
 /// Then the notes of discards are taken again and again until they must be over, idle as the disk may be.
 #[test]
 fn live_a_verifier_that_cannot_follow_so_many_discards_is_asked_for_less() {

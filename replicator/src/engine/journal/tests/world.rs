@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use rehost_direct::{ALIGNMENT, BLOCK};
 use rehost_model::{Epoch, ServerId, VolumeId, replication::Consistency};
 use zeroize::Zeroizing;
 
@@ -146,6 +147,8 @@ impl Storage for Memory {
     }
 
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        let whole = position.is_multiple_of(ALIGNMENT) && bytes.len().is_multiple_of(BLOCK);
+        assert!(position == 0 || whole, "records are written in whole blocks");
         self.fate.step()?;
         *self.writes.lock().unwrap() += 1;
         self.lock().change(Change::Write(usize::try_from(position).unwrap(), bytes.to_vec()));
